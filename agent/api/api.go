@@ -1,0 +1,210 @@
+// Package api is what a node's agent answers on its unix socket, and the
+// client for it. HTTP with JSON bodies; a list is watched with ?watch=true, which
+// streams the whole list again, one JSON document a line, whenever it changed.
+package api
+
+import (
+	"time"
+
+	"causeway/identity"
+	"causeway/lb"
+)
+
+// SocketEnv names the environment variable that holds the socket's path for the command line.
+const SocketEnv = "CAUSEWAY_SOCKET"
+
+// DefaultSocket is where an agent listens if its configuration doesn't say otherwise.
+const DefaultSocket = "/run/causeway/agent.sock"
+
+// Paths of the API.
+const (
+	PathStatus     = "/v1/status"
+	PathNodes      = "/v1/nodes"
+	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH|DELETE …/NAMESPACE/NAME
+	PathIdentities = "/v1/identities"
+	PathAddresses  = "/v1/addresses"
+	PathServices   = "/v1/services" // POST: Kubernetes manifests as YAML; DELETE …/NAMESPACE/NAME
+	PathBPFLB      = "/v1/bpf/lb"
+	PathBPFAddr    = "/v1/bpf/addresses"
+	PathBPFDrops   = "/v1/bpf/drops"
+)
+
+// Error is the body of every answer that isn't 2xx.
+type Error struct {
+	Message string `json:"error"`
+	Status  int    `json:"-"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// EndpointRequest asks the agent to connect a network namespace as a pod.
+type EndpointRequest struct {
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name"`
+	Labels    map[string]string `json:"labels"`
+	// NetNS is the path of the namespace; the agent makes "eth0" in it.
+	NetNS string `json:"netns"`
+	// State the endpoint starts in; empty is ready.
+	State identity.EndpointState `json:"state,omitempty"`
+}
+
+// EndpointPatch changes an endpoint's state.
+type EndpointPatch struct {
+	State identity.EndpointState `json:"state"`
+}
+
+// RowStatus is how far a row has got into the kernel.
+type RowStatus struct {
+	Kind  string    `json:"kind"` // pending, done, error
+	Error string    `json:"error,omitempty"`
+	At    time.Time `json:"at,omitzero"`
+}
+
+// Node, Endpoint, Identity, Address: rows with their status.
+type (
+	Node struct {
+		identity.Node
+		Status RowStatus `json:"status"`
+	}
+	Endpoint struct {
+		identity.Endpoint
+		Status RowStatus `json:"status"`
+	}
+	Identity struct {
+		identity.Identity
+	}
+	Address struct {
+		identity.Address
+		Status RowStatus `json:"status"`
+	}
+)
+
+// Service is one service as this node sees it: merged over clusters.
+type Service struct {
+	Name lb.Name `json:"service"`
+	// Declared by these clusters, with what each says.
+	Declared []lb.Service `json:"declared"`
+	// Frontends that this node translates, with the status of each.
+	Frontends []Frontend `json:"frontends"`
+	// Backends that are chosen from, with the status of each.
+	Backends []Backend `json:"backends"`
+}
+
+// Frontend of a Service.
+type Frontend struct {
+	lb.Frontend
+	Status RowStatus `json:"status"`
+}
+
+// Backend of a Service.
+type Backend struct {
+	lb.Target
+	Status RowStatus `json:"status"`
+}
+
+// ServiceResult tells what became of one manifest.
+type ServiceResult struct {
+	Service    lb.Name  `json:"service"`
+	Action     string   `json:"action"` // created, configured, unchanged, deleted
+	ClusterIPs []string `json:"clusterIPs,omitempty"`
+}
+
+// Store is the state of one channel: this cluster's store, or a peer's.
+type Store struct {
+	Cluster     string             `json:"cluster"`
+	ClusterID   identity.ClusterID `json:"clusterID"`
+	Local       bool               `json:"local"`
+	Endpoints   []string           `json:"endpoints"`
+	Connected   bool               `json:"connected"`
+	Synced      bool               `json:"synced"` // a complete listing has been applied
+	LastContact time.Time          `json:"lastContact,omitzero"`
+	LastError   string             `json:"lastError,omitempty"`
+	Revision    int64              `json:"revision"`
+	Reconnects  int                `json:"reconnects"`
+	Entries     int                `json:"entries"` // accepted entries held from this channel
+	Refused     int                `json:"refused"` // how many entries were refused since the start
+	// HeartbeatAge is the age of the newest heartbeat read through the channel, in milliseconds; -1 before the first.
+	HeartbeatAge int64 `json:"heartbeatAgeMs"`
+}
+
+// Refusal is an entry that was refused, and why.
+type Refusal struct {
+	Cluster string    `json:"cluster"` // the channel
+	Key     string    `json:"key"`
+	Reason  string    `json:"reason"`
+	Count   int       `json:"count"`
+	Last    time.Time `json:"last"`
+}
+
+// Status is the agent's account of itself.
+type Status struct {
+	OK        bool               `json:"ok"`
+	Problems  []string           `json:"problems"` // what is wrong, one sentence each; empty if OK
+	Version   string             `json:"version"`
+	Cluster   string             `json:"cluster"`
+	ClusterID identity.ClusterID `json:"clusterID"`
+	Node      string             `json:"node"`
+	Address   string             `json:"address"`
+	PodCIDR   string             `json:"podCIDR"`
+	Started   time.Time          `json:"started"`
+	Datapath  Datapath           `json:"datapath"`
+	Stores    []Store            `json:"stores"`
+	Tables    map[string]Table   `json:"tables"`
+	Refusals  []Refusal          `json:"refusals"`
+}
+
+// Datapath says what is loaded.
+type Datapath struct {
+	Attach string `json:"attach"` // tcx or clsact
+	Device string `json:"device"` // the VXLAN device
+	PodMTU int    `json:"podMTU"`
+	Drops  uint64 `json:"drops"` // packets dropped, all reasons
+}
+
+// Table counts a table's rows by status.
+type Table struct {
+	Rows    int `json:"rows"`
+	Pending int `json:"pending"`
+	Errors  int `json:"errors"`
+}
+
+// BPFBackend is a backend as it stands in the kernel.
+type BPFBackend struct {
+	ID       uint32 `json:"id"`
+	Slot     uint32 `json:"slot"`
+	Group    string `json:"group"` // local or remote
+	Address  string `json:"address"`
+	Port     uint16 `json:"port"`
+	Cluster  string `json:"cluster"`
+	Node     string `json:"node,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
+}
+
+// BPFFrontend is a frontend as it stands in the kernel, with the names that the tables know.
+type BPFFrontend struct {
+	Address   string       `json:"address"`
+	Port      uint16       `json:"port"`
+	Protocol  string       `json:"protocol"`
+	ServiceID uint32       `json:"serviceID"`
+	Service   string       `json:"service,omitempty"`
+	Affinity  string       `json:"affinity"`
+	Backends  []BPFBackend `json:"backends"`
+}
+
+// BPFAddress is an address entry as it stands in the kernel.
+type BPFAddress struct {
+	Prefix   string          `json:"prefix"`
+	Identity identity.Number `json:"identity"`
+	Labels   string          `json:"labels,omitempty"`
+	Node     string          `json:"node,omitempty"`
+	Tunnel   string          `json:"tunnel,omitempty"` // where packets go; empty: this node
+	Cluster  string          `json:"cluster,omitempty"`
+}
+
+// BPFDrop is a drop counter.
+type BPFDrop struct {
+	Reason    string `json:"reason"`
+	Direction string `json:"direction"`
+	Packets   uint64 `json:"packets"`
+	Bytes     uint64 `json:"bytes"`
+}

@@ -1,0 +1,63 @@
+// Package agent is the node agent: the one visible place where everything is
+// wired together. agent.go reads from top to bottom as the wiring.
+package agent
+
+import (
+	"net/netip"
+
+	"causeway/identity"
+)
+
+// Config of an agent, read from YAML by "clustermesh agent --config FILE".
+type Config struct {
+	Cluster ClusterConfig `json:"cluster"`
+	Node    NodeConfig    `json:"node"`
+	// KVStore is this cluster's etcd.
+	KVStore KVStoreConfig `json:"kvstore"`
+	// Peers are the clusters to follow.
+	Peers []PeerConfig `json:"peers,omitempty"`
+	// Socket that the local API listens on; default api.DefaultSocket.
+	Socket string `json:"socket,omitempty"`
+	// StateDir keeps what must survive the agent: its instance and endpoints; default /var/lib/causeway.
+	StateDir string `json:"stateDir,omitempty"`
+	// BPFFS is the directory that programs and maps are pinned in, on a bpf file system; default /sys/fs/bpf/causeway.
+	BPFFS string `json:"bpffs,omitempty"`
+	// Cgroup is the cgroup v2 directory whose processes get service translation; default: the root of the cgroup2 mount.
+	Cgroup string `json:"cgroup,omitempty"`
+	// LogLevel: debug, info, warn, error; default info.
+	LogLevel string `json:"logLevel,omitempty"`
+}
+
+// ClusterConfig is the same on every node of a cluster.
+type ClusterConfig struct {
+	Name        string             `json:"name"`
+	ID          identity.ClusterID `json:"id"`
+	PodCIDRs    []netip.Prefix     `json:"podCIDRs"`
+	ServiceCIDR netip.Prefix       `json:"serviceCIDR"`
+}
+
+// NodeConfig is this node's own.
+type NodeConfig struct {
+	Name string `json:"name"`
+	// Address on the underlay, where the other nodes send their tunnel packets.
+	Address netip.Addr `json:"address"`
+	// PodCIDR that this node gives pod addresses from, within one of the cluster's.
+	PodCIDR netip.Prefix `json:"podCIDR"`
+	// VXLANPort is the UDP port of the tunnel; default 4789 (RFC 7348).
+	VXLANPort uint16 `json:"vxlanPort,omitempty"`
+}
+
+// KVStoreConfig says how to reach an etcd; client certificates are required.
+type KVStoreConfig struct {
+	Endpoints []string `json:"endpoints"`
+	CAFile    string   `json:"caFile"`
+	CertFile  string   `json:"certFile"`
+	KeyFile   string   `json:"keyFile"`
+}
+
+// PeerConfig is a cluster to follow.
+type PeerConfig struct {
+	Name    string             `json:"name"`
+	ID      identity.ClusterID `json:"id"`
+	KVStore KVStoreConfig      `json:"kvstore"`
+}
