@@ -1,0 +1,140 @@
+package lb
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// EndpointView is what SlicesFor needs to know of an endpoint of this node.
+type EndpointView struct {
+	Address netip.Addr
+	ID      string // "namespace/name"
+	Labels  map[string]string
+	Ready   bool // only ready endpoints are backends
+}
+
+// Selects tells whether an endpoint is a backend of the service: ready, in its namespace, with
+// every label of its selector. A service without a selector selects nothing.
+func (s *Service) Selects(e EndpointView) bool {
+	namespace, _, _ := strings.Cut(e.ID, "/")
+	if !e.Ready || namespace != s.Name.Namespace || len(s.Selector) == 0 {
+		return false
+	}
+	for k, v := range s.Selector {
+		if got, ok := e.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// SlicesFor returns the slices that node publishes for svc: the endpoints which it selects, in at most
+// MaxSliceBackends a slice. A backend stays in the slice that previous has it in, so that one that
+// comes or goes changes one slice. A slice that is the same as in previous is returned with its version; others have none:
+// the caller sets it before writing them. What previous has and the result has not is to be deleted.
+func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Slice) []Slice {
+	wanted := map[netip.Addr]SliceBackend{}
+	for _, e := range endpoints {
+		if svc.Selects(e) {
+			wanted[e.Address] = SliceBackend{Address: e.Address, Endpoint: e.ID}
+		}
+	}
+	placed := place(node, wanted, previous)
+	result := make([]Slice, 0, len(placed))
+	for index, backends := range placed {
+		if len(backends) == 0 {
+			continue
+		}
+		s := Slice{
+			Cluster:   svc.Cluster,
+			ClusterID: svc.ClusterID,
+			Service:   svc.Name,
+			Slice:     sliceName(node, index),
+			Node:      node,
+			Ports:     backendPorts(svc.Ports),
+			Backends:  backends,
+		}
+		slices.SortFunc(s.Backends, func(a, b SliceBackend) int { return a.Address.Compare(b.Address) })
+		result = append(result, keepVersion(s, previous))
+	}
+	return result
+}
+
+// place distributes the wanted backends over slices by index, emptying wanted.
+func place(node string, wanted map[netip.Addr]SliceBackend, previous []Slice) [][]SliceBackend {
+	var placed [][]SliceBackend
+	add := func(index int, b SliceBackend) {
+		for len(placed) <= index {
+			placed = append(placed, nil)
+		}
+		placed[index] = append(placed[index], b)
+	}
+	for _, p := range previous {
+		index, ok := sliceIndex(node, p.Slice)
+		if !ok {
+			continue
+		}
+		for _, old := range p.Backends {
+			if b, ok := wanted[old.Address]; ok {
+				add(index, b)
+				delete(wanted, old.Address)
+			}
+		}
+	}
+	fresh := make([]SliceBackend, 0, len(wanted))
+	for _, b := range wanted {
+		fresh = append(fresh, b)
+	}
+	slices.SortFunc(fresh, func(a, b SliceBackend) int { return a.Address.Compare(b.Address) })
+	index := 0
+	for _, b := range fresh {
+		for index < len(placed) && len(placed[index]) >= MaxSliceBackends {
+			index++
+		}
+		add(index, b)
+	}
+	return placed
+}
+
+func backendPorts(ports []ServicePort) []BackendPort {
+	result := make([]BackendPort, len(ports))
+	for i, p := range ports {
+		result[i] = BackendPort{Name: p.Name, Protocol: p.Protocol, Port: p.TargetPort}
+	}
+	slices.SortFunc(result, func(a, b BackendPort) int { return cmp.Compare(a.Name, b.Name) })
+	return result
+}
+
+// keepVersion gives s the version of its previous writing if nothing else differs.
+func keepVersion(s Slice, previous []Slice) Slice {
+	for _, p := range previous {
+		if p.Slice == s.Slice && p.ClusterID == s.ClusterID && slices.Equal(p.Ports, s.Ports) && slices.Equal(p.Backends, s.Backends) {
+			s.Incarnation, s.Sequence = p.Incarnation, p.Sequence
+		}
+	}
+	return s
+}
+
+func sliceName(node string, index int) string {
+	if index == 0 {
+		return node
+	}
+	return fmt.Sprintf("%s.%d", node, index)
+}
+
+// sliceIndex is the inverse of sliceName; false if the name isn't one of node's.
+func sliceIndex(node, name string) (int, bool) {
+	if name == node {
+		return 0, true
+	}
+	number, found := strings.CutPrefix(name, node+".")
+	index, err := strconv.Atoi(number)
+	if !found || err != nil || index < 1 || index > 9999 || sliceName(node, index) != name {
+		return 0, false
+	}
+	return index, true
+}
