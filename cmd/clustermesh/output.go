@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"causeway/agent/api"
+
+	"sigs.k8s.io/yaml"
+)
+
+// format is the value of -o.
+type format string
+
+const (
+	formatTable format = "table"
+	formatJSON  format = "json"
+	formatYAML  format = "yaml"
+)
+
+func (f *format) String() string { return string(*f) }
+func (f *format) Type() string   { return "table|json|yaml" }
+
+func (f *format) Set(s string) error {
+	switch format(s) {
+	case formatTable, formatJSON, formatYAML:
+		*f = format(s)
+		return nil
+	}
+	return fmt.Errorf("must be table, json or yaml")
+}
+
+// printer writes text for people: plain, or in colour on a terminal unless NO_COLOR is set.
+type printer struct {
+	w      io.Writer
+	colour bool
+	now    time.Time
+}
+
+func (e *env) printer() *printer {
+	return &printer{w: e.out, colour: e.terminal && e.getenv("NO_COLOR") == "", now: e.now()}
+}
+
+// The few colours there are: what needs a look stands out, what is well does not.
+const (
+	bold   = "\x1b[1m"
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	plain  = "\x1b[0m"
+)
+
+func (p *printer) paint(colour, s string) string {
+	if !p.colour || colour == "" {
+		return s
+	}
+	return colour + s + plain
+}
+
+func (p *printer) printf(format string, args ...any) { fmt.Fprintf(p.w, format, args...) }
+
+// table is rows under a header. Its last column may be coloured, since nothing is aligned after it.
+type table struct {
+	header []string
+	rows   [][]string
+}
+
+func newTable(header ...string) *table { return &table{header: header} }
+
+// add appends a row; what came from elsewhere can't break out of its cell.
+func (t *table) add(cells ...any) {
+	row := make([]string, len(cells))
+	for i, c := range cells {
+		if row[i] = printable(fmt.Sprint(c)); row[i] == "" {
+			row[i] = "-"
+		}
+	}
+	t.rows = append(t.rows, row)
+}
+
+// table writes t aligned; an empty one says so.
+func (p *printer) table(t *table) {
+	var buf bytes.Buffer
+	w := tabwriter.NewWriter(&buf, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, strings.Join(t.header, "\t"))
+	for _, row := range t.rows {
+		last := len(row) - 1
+		cells := append(row[:last:last], p.paint(colourOf(row[last]), row[last]))
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	w.Flush()
+	header, rows, _ := strings.Cut(buf.String(), "\n")
+	p.printf("%s\n%s", p.paint(bold, header), rows)
+}
+
+// colourOf returns the colour of a status word.
+func colourOf(status string) string {
+	switch word, _, _ := strings.Cut(status, ":"); word {
+	case "error", "away":
+		return red
+	case "pending", "syncing":
+		return yellow
+	}
+	return ""
+}
+
+// printable returns s on one line, without characters that would drive a terminal.
+func printable(s string) string {
+	if strings.IndexFunc(s, unprintable) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case r == '\n', r == '\t':
+			b.WriteByte(' ')
+		case unprintable(r):
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
+
+// rowStatus returns a row's status in a word, with the reason if it is an error.
+func rowStatus(s api.RowStatus) string {
+	if s.Error != "" {
+		return s.Kind + ": " + s.Error
+	}
+	return s.Kind
+}
+
+// age returns how long ago t was, to a precision that a person cares for.
+func (p *printer) age(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return duration(p.now.Sub(t))
+}
+
+func duration(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return strings.TrimSuffix(d.Round(100*time.Millisecond).String(), ".0s")
+	case d < 48*time.Hour:
+		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// encode writes v as a document of f, which isn't formatTable. A stream has one JSON
+// document a line, or YAML documents apart.
+func encode(w io.Writer, f format, v any, stream bool) error {
+	switch {
+	case f == formatYAML:
+		doc, err := yaml.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if stream {
+			doc = append([]byte("---\n"), doc...)
+		}
+		_, err = w.Write(doc)
+		return err
+	case stream:
+		return json.NewEncoder(w).Encode(v)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

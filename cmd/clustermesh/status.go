@@ -1,0 +1,103 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"causeway/agent/api"
+
+	"github.com/spf13/cobra"
+)
+
+func newStatusCommand(e *env) *cobra.Command {
+	return query[*api.Status]{
+		use:   "status",
+		short: "How a node is: its stores, tables and data path, and what it refused",
+		long: `How a node is: its stores, tables and data path, and what it refused.
+
+Exit codes:
+  0  all is well
+  1  there are problems, listed first; or the agent could not answer
+  2  wrong usage, or no agent there`,
+		example: `  clustermesh status
+  clustermesh status --node east/node1 --watch
+  clustermesh status -o json | jq .stores`,
+		get:   (*api.Client).Status,
+		watch: (*api.Client).WatchStatus,
+		print: printStatus,
+		verdict: func(s *api.Status) error {
+			if !s.OK {
+				return &exitError{code: exitFailed}
+			}
+			return nil
+		},
+	}.command(e)
+}
+
+func printStatus(p *printer, s *api.Status) {
+	verdict := p.paint(green, "ok")
+	if !s.OK {
+		verdict = p.paint(red, "problems")
+	}
+	p.printf("%s: %s\n", printable(s.Cluster+"/"+s.Node), verdict)
+	for _, problem := range s.Problems {
+		p.printf("  - %s\n", p.paint(red, printable(problem)))
+	}
+	p.printf("  cluster ID %d, address %s, pods %s\n", s.ClusterID, s.Address, s.PodCIDR)
+	p.printf("  data path %s on %s, pod MTU %d, %d packets dropped\n", s.Datapath.Attach, s.Datapath.Device, s.Datapath.PodMTU, s.Datapath.Drops)
+	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
+	p.table(storeTable(s.Stores))
+	p.printf("\n")
+	p.table(countTable(s.Tables))
+	if len(s.Refusals) > 0 {
+		p.printf("\n")
+		p.table(refusalTable(p, s.Refusals))
+	}
+}
+
+func storeTable(stores []api.Store) *table {
+	t := newTable("STORE", "ENDPOINTS", "ENTRIES", "REFUSED", "RECONNECTS", "HEARTBEAT", "STATUS")
+	for _, s := range stores {
+		name := s.Cluster
+		if s.Local {
+			name += " (own)"
+		}
+		t.add(name, strings.Join(s.Endpoints, ","), s.Entries, s.Refused, s.Reconnects, heartbeat(s), storeStatus(s))
+	}
+	return t
+}
+
+func heartbeat(s api.Store) string {
+	if s.HeartbeatAge < 0 {
+		return "none"
+	}
+	return duration(time.Duration(s.HeartbeatAge)*time.Millisecond) + " ago"
+}
+
+func storeStatus(s api.Store) string {
+	switch {
+	case !s.Connected:
+		return strings.TrimSuffix("away: "+s.LastError, ": ")
+	case !s.Synced:
+		return "syncing"
+	}
+	return "synced"
+}
+
+func countTable(tables map[string]api.Table) *table {
+	t := newTable("TABLE", "ROWS", "PENDING", "ERRORS")
+	for _, name := range slices.Sorted(maps.Keys(tables)) {
+		t.add(name, tables[name].Rows, tables[name].Pending, tables[name].Errors)
+	}
+	return t
+}
+
+func refusalTable(p *printer, refusals []api.Refusal) *table {
+	t := newTable("REFUSED FROM", "TIMES", "LAST", "KEY", "REASON")
+	for _, r := range refusals {
+		t.add(r.Cluster, r.Count, p.age(r.Last)+" ago", r.Key, r.Reason)
+	}
+	return t
+}
