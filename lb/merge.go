@@ -106,7 +106,9 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 			declared = append(declared, &view.Declared[i])
 		}
 	}
-	slices.SortFunc(declared, func(a, b *Service) int { return compareOwners(view.Self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster) })
+	slices.SortFunc(declared, func(a, b *Service) int {
+		return compareOwners(view.Self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster)
+	})
 
 	c := claims{view: view, byKey: map[FrontendKey]Frontend{}}
 	for _, owner := range declared {
