@@ -63,7 +63,7 @@ func CheckService(s Service) error {
 	if err := checkClusterIPs(s.ClusterIPs); err != nil {
 		return err
 	}
-	if err := checkServicePorts(s.Ports); err != nil {
+	if err := CheckPorts(s.Ports); err != nil {
 		return err
 	}
 	if len(s.Selector) > MaxSelector {
@@ -71,6 +71,9 @@ func CheckService(s Service) error {
 	}
 	if len(s.Annotations) > MaxAnnotations {
 		return fmt.Errorf("%d annotations, at most %d are allowed", len(s.Annotations), MaxAnnotations)
+	}
+	if size := len(encode(s)); size > MaxValue {
+		return fmt.Errorf("it takes %d bytes, at most %d are allowed: shorten its annotations", size, MaxValue)
 	}
 	return nil
 }
@@ -92,9 +95,9 @@ func checkClusterIPs(ips []netip.Addr) error {
 	return nil
 }
 
-// checkServicePorts holds Kubernetes' rules: several ports have names, and both names and
+// CheckPorts holds a service to Kubernetes' rules: several ports have names, and both names and
 // numbers are unique, numbers by protocol.
-func checkServicePorts(ports []ServicePort) error {
+func CheckPorts(ports []ServicePort) error {
 	if len(ports) == 0 || len(ports) > MaxPorts {
 		return fmt.Errorf("%d ports, 1 to %d are allowed", len(ports), MaxPorts)
 	}
