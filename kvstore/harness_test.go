@@ -1,0 +1,75 @@
+package kvstore
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func memoryHarness(t *testing.T) *harness {
+	server := NewMemory()
+	clients := []*Memory{server}
+	t.Cleanup(func() { server.Close() })
+	return &harness{
+		open: func(t *testing.T) Store {
+			c := server.Client()
+			clients = append(clients, c)
+			t.Cleanup(func() { c.Close() })
+			return c
+		},
+		expire: func(*testing.T) { server.ExpireLeases() },
+		cut: func(t *testing.T, during func(Store)) {
+			for _, c := range clients[1:] {
+				c.Disconnect()
+			}
+			during(server)
+			server.Compact()
+			for _, c := range slices.Backward(clients[1:]) {
+				c.Reconnect()
+			}
+		},
+		wipe: func(*testing.T) { server.Wipe() },
+	}
+}
+
+// etcdHarness starts a server whose clients reach it through a proxy, so that the network can be cut.
+func etcdHarness(t *testing.T) *harness {
+	server := startProcess(t)
+	link := startLink(t, server.config.ListenClient)
+	const ttl = 2 * time.Second
+	open := func(t *testing.T) Store {
+		return server.dial(t, func(c *Config) { c.Endpoints, c.LeaseTTL = []string{link.address}, ttl })
+	}
+	return &harness{
+		open: open,
+		expire: func(t *testing.T) {
+			link.cut()
+			direct := server.dial(t, nil)
+			eventually(t, 20*time.Second, "all leases expire", func() bool {
+				resp, err := direct.(*etcd).client.Leases(t.Context())
+				return err == nil && len(resp.Leases) == 0
+			})
+			link.heal()
+		},
+		cut: func(t *testing.T, during func(Store)) {
+			link.cut()
+			direct := server.dial(t, nil)
+			during(direct)
+			compact(t, direct)
+			link.heal()
+		},
+		wipe: func(t *testing.T) {
+			server.kill()
+			server.wipe(t)
+			server.start(t)
+		},
+	}
+}
+
+func compact(t *testing.T, s Store) {
+	t.Helper()
+	_, err := s.(*etcd).client.Compact(t.Context(), s.Status().Revision, clientv3.WithCompactPhysical())
+	must(t, err)
+}
