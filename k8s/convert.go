@@ -105,18 +105,21 @@ func checkType(spec *corev1.ServiceSpec) error {
 	default:
 		return fmt.Errorf("spec.type %.80q is not known, only ClusterIP is available", spec.Type)
 	}
-	for field, set := range map[string]bool{
-		"externalName":                  spec.ExternalName != "",
-		"externalIPs":                   len(spec.ExternalIPs) > 0,
-		"externalTrafficPolicy":         spec.ExternalTrafficPolicy != "",
-		"loadBalancerIP":                spec.LoadBalancerIP != "",
-		"loadBalancerClass":             spec.LoadBalancerClass != nil,
-		"loadBalancerSourceRanges":      len(spec.LoadBalancerSourceRanges) > 0,
-		"allocateLoadBalancerNodePorts": spec.AllocateLoadBalancerNodePorts != nil,
-		"healthCheckNodePort":           spec.HealthCheckNodePort != 0,
+	for _, field := range []struct {
+		name string
+		set  bool
+	}{
+		{"externalName", spec.ExternalName != ""},
+		{"externalIPs", len(spec.ExternalIPs) > 0},
+		{"externalTrafficPolicy", spec.ExternalTrafficPolicy != ""},
+		{"loadBalancerIP", spec.LoadBalancerIP != ""},
+		{"loadBalancerClass", spec.LoadBalancerClass != nil},
+		{"loadBalancerSourceRanges", len(spec.LoadBalancerSourceRanges) > 0},
+		{"allocateLoadBalancerNodePorts", spec.AllocateLoadBalancerNodePorts != nil},
+		{"healthCheckNodePort", spec.HealthCheckNodePort != 0},
 	} {
-		if set {
-			return fmt.Errorf("spec.%s has no effect on a Service of type ClusterIP: remove it", field)
+		if field.set {
+			return fmt.Errorf("spec.%s has no effect on a Service of type ClusterIP: remove it", field.name)
 		}
 	}
 	return nil

@@ -166,7 +166,7 @@ func parseService(document []byte) (Manifest, error) {
 	}
 	m, err := convert(&service)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("Service %s: %w", displayName(&service), err)
+		return Manifest{}, fmt.Errorf("service %s: %w", displayName(&service), err)
 	}
 	return m, nil
 }

@@ -17,7 +17,8 @@ type ServiceView struct {
 	Declared []Service
 }
 
-// Guard tells why address must not be a service's, for example because it is a node's; "" if it may.
+// Guard tells why address must not be a service's, in words that follow the address, like "is node east/node1's";
+// "" if it may.
 type Guard func(address netip.Addr) (reason string)
 
 // Refusal is a frontend that is not programmed, and why.
@@ -117,6 +118,9 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 			if guard != nil && owner.Cluster != view.Self {
 				reason = guard(ip)
 			}
+			if reason != "" {
+				reason = fmt.Sprintf("cluster IP %s %s", ip, reason)
+			}
 			c.claim(owner, ip, declared, reason)
 		}
 	}
@@ -184,19 +188,26 @@ func byID(declared []*Service) []*Service {
 // is first, then the lowest cluster ID's, then the first by name. It panics without claims.
 func Elect(self string, claims []Frontend) (Frontend, []Refusal) {
 	sorted := slices.Clone(claims)
-	slices.SortFunc(sorted, func(a, b Frontend) int {
-		return cmp.Or(
-			compareOwners(self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster),
-			cmp.Compare(a.Target.Service.Namespace, b.Target.Service.Namespace),
-			cmp.Compare(a.Target.Service.Name, b.Target.Service.Name),
-		)
-	})
+	slices.SortFunc(sorted, func(a, b Frontend) int { return compareFrontends(self, a, b) })
 	winner := sorted[0]
 	var refused []Refusal
 	for _, f := range sorted[1:] {
-		refused = append(refused, Refusal{f, fmt.Sprintf("%s is taken by service %s of cluster %s", f.FrontendKey, winner.Target.Service, winner.Cluster)})
+		refused = append(refused, lost(f, winner))
 	}
 	return winner, refused
+}
+
+func lost(f, winner Frontend) Refusal {
+	return Refusal{f, fmt.Sprintf("%s is taken by service %s of cluster %s", f.FrontendKey, winner.Target.Service, winner.Cluster)}
+}
+
+func compareFrontends(self string, a, b Frontend) int {
+	return cmp.Or(
+		compareOwners(self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster),
+		cmp.Compare(a.Target.Service.Namespace, b.Target.Service.Namespace),
+		cmp.Compare(a.Target.Service.Name, b.Target.Service.Name),
+		cmp.Compare(a.Target.Port, b.Target.Port),
+	)
 }
 
 // compareOwners orders clusters by who wins a frontend: self, then by ID.
