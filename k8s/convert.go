@@ -17,40 +17,38 @@ import (
 const defaultNamespace = "default"
 
 // convert turns a Service into ours, or tells which field it cannot honour.
-func convert(s *corev1.Service) (Manifest, error) {
+func convert(s *corev1.Service) (lb.Service, error) {
 	if err := checkSupported(&s.Spec); err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
 	name, err := serviceName(s)
 	if err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
 	options, err := lb.ParseAnnotations(s.Annotations)
 	if err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
 	if err := checkSelector(s.Spec.Selector); err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
 	ports, err := convertPorts(s.Spec.Ports)
 	if err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
-	ip, err := clusterIP(&s.Spec)
+	ips, err := clusterIPs(&s.Spec)
 	if err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
-	return Manifest{
-		Service: lb.Service{
-			Name:        name,
-			Global:      options.Global,
-			Shared:      options.Shared,
-			Affinity:    options.Affinity,
-			Ports:       ports,
-			Selector:    s.Spec.Selector,
-			Annotations: s.Annotations,
-		},
-		ClusterIP: ip,
+	return lb.Service{
+		Name:        name,
+		Global:      options.Global,
+		Shared:      options.Shared,
+		Affinity:    options.Affinity,
+		ClusterIPs:  ips,
+		Ports:       ports,
+		Selector:    s.Spec.Selector,
+		Annotations: s.Annotations,
 	}, nil
 }
 
@@ -218,22 +216,22 @@ func portNumber(field string, n int32) (uint16, error) {
 	return uint16(n), nil
 }
 
-// clusterIP returns the address that the manifest asks for, invalid if none.
-func clusterIP(spec *corev1.ServiceSpec) (netip.Addr, error) {
+// clusterIPs returns the address that the manifest asks for, none if it leaves the choice to the cluster.
+func clusterIPs(spec *corev1.ServiceSpec) ([]netip.Addr, error) {
 	wanted := spec.ClusterIP
 	switch {
 	case len(spec.ClusterIPs) > 1:
-		return netip.Addr{}, fmt.Errorf("spec.clusterIPs has %d addresses: a service has one in this version", len(spec.ClusterIPs))
+		return nil, fmt.Errorf("spec.clusterIPs has %d addresses: a service has one in this version", len(spec.ClusterIPs))
 	case len(spec.ClusterIPs) == 1 && wanted == "":
 		wanted = spec.ClusterIPs[0]
 	case len(spec.ClusterIPs) == 1 && wanted != spec.ClusterIPs[0]:
-		return netip.Addr{}, fmt.Errorf("spec.clusterIP %.80q and spec.clusterIPs %.80q differ", wanted, spec.ClusterIPs[0])
+		return nil, fmt.Errorf("spec.clusterIP %.80q and spec.clusterIPs %.80q differ", wanted, spec.ClusterIPs[0])
 	}
 	switch wanted {
 	case "":
-		return netip.Addr{}, nil
+		return nil, nil
 	case corev1.ClusterIPNone:
-		return netip.Addr{}, errors.New("spec.clusterIP None (a headless Service) has no address to balance, which Causeway does not serve")
+		return nil, errors.New("spec.clusterIP None (a headless Service) has no address to balance, which Causeway does not serve")
 	}
 	ip, err := netip.ParseAddr(wanted)
 	if err == nil && !ip.Is4() {
@@ -243,7 +241,7 @@ func clusterIP(spec *corev1.ServiceSpec) (netip.Addr, error) {
 		err = lb.CheckAddress(ip)
 	}
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("spec.clusterIP %.80q: %w", wanted, err)
+		return nil, fmt.Errorf("spec.clusterIP %.80q: %w", wanted, err)
 	}
-	return ip, nil
+	return []netip.Addr{ip}, nil
 }

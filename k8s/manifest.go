@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,18 +22,13 @@ import (
 // MaxManifest bounds a file of manifests, in bytes.
 const MaxManifest = 1 << 20
 
-// Manifest is one Service of a file.
-type Manifest struct {
-	// Service as declared; Cluster, ClusterID and ClusterIPs are for the cluster to fill in.
-	Service lb.Service
-	// ClusterIP that the manifest asks for; invalid if it leaves the choice to the cluster.
-	ClusterIP netip.Addr
-}
-
 // ParseServices reads a file of Kubernetes manifests, YAML documents or JSON: Services of apiVersion v1 and
 // Lists of them. It refuses the whole file if it cannot honour all of it, so that no
 // field is silently without effect; the error names the document, the Service and the field.
-func ParseServices(data []byte) ([]Manifest, error) {
+//
+// In what it returns Cluster and ClusterID are for the cluster to fill in, and ClusterIPs has the address that the
+// manifest asks for, none if it leaves the choice to the cluster.
+func ParseServices(data []byte) ([]lb.Service, error) {
 	if len(data) > MaxManifest {
 		return nil, fmt.Errorf("the file has %d bytes, at most %d are allowed", len(data), MaxManifest)
 	}
@@ -42,28 +36,31 @@ func ParseServices(data []byte) ([]Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	var manifests []Manifest
+	var services []lb.Service
 	for i, document := range documents {
 		found, err := parseDocument(document)
 		if err != nil {
 			return nil, fmt.Errorf("document %d: %w", i+1, err)
 		}
-		manifests = append(manifests, found...)
+		services = append(services, found...)
 	}
-	if len(manifests) == 0 {
+	if len(services) == 0 {
 		return nil, errors.New("the file has no Service")
 	}
-	return manifests, checkUnique(manifests)
+	if err := checkUnique(services); err != nil {
+		return nil, err
+	}
+	return services, nil
 }
 
 // checkUnique refuses a Service that the file has twice: which of them is meant?
-func checkUnique(manifests []Manifest) error {
+func checkUnique(services []lb.Service) error {
 	seen := map[lb.Name]bool{}
-	for _, m := range manifests {
-		if seen[m.Service.Name] {
-			return fmt.Errorf("the file has Service %s twice", m.Service.Name)
+	for _, s := range services {
+		if seen[s.Name] {
+			return fmt.Errorf("the file has service %s twice", s.Name)
 		}
-		seen[m.Service.Name] = true
+		seen[s.Name] = true
 	}
 	return nil
 }
@@ -111,7 +108,7 @@ func splitJSON(data []byte) ([][]byte, error) {
 }
 
 // parseDocument reads one object: a Service or a list of them.
-func parseDocument(document []byte) ([]Manifest, error) {
+func parseDocument(document []byte) ([]lb.Service, error) {
 	var kind metav1.TypeMeta
 	if err := json.Unmarshal(document, &kind); err != nil {
 		return nil, fmt.Errorf("it is not a Kubernetes object: %w", err)
@@ -120,8 +117,8 @@ func parseDocument(document []byte) ([]Manifest, error) {
 	case kind.Kind == "":
 		return nil, errors.New("it has no kind")
 	case kind.APIVersion == "v1" && kind.Kind == "Service":
-		m, err := parseService(document)
-		return []Manifest{m}, err
+		s, err := parseService(document)
+		return []lb.Service{s}, err
 	case kind.APIVersion == "v1" && (kind.Kind == "List" || kind.Kind == "ServiceList"):
 		return parseList(document)
 	}
@@ -135,12 +132,12 @@ type list struct {
 	Items           []json.RawMessage `json:"items"`
 }
 
-func parseList(document []byte) ([]Manifest, error) {
+func parseList(document []byte) ([]lb.Service, error) {
 	var l list
 	if err := strict(document, &l); err != nil {
 		return nil, err
 	}
-	var manifests []Manifest
+	var services []lb.Service
 	for i, item := range l.Items {
 		var kind metav1.TypeMeta
 		if err := json.Unmarshal(item, &kind); err != nil {
@@ -150,25 +147,25 @@ func parseList(document []byte) ([]Manifest, error) {
 		if !itemless && (kind.Kind != "Service" || kind.APIVersion != "v1") {
 			return nil, fmt.Errorf("item %d: kind %q of apiVersion %q is not known here, only Service of apiVersion v1 is", i+1, kind.Kind, kind.APIVersion)
 		}
-		m, err := parseService(item)
+		s, err := parseService(item)
 		if err != nil {
 			return nil, fmt.Errorf("item %d: %w", i+1, err)
 		}
-		manifests = append(manifests, m)
+		services = append(services, s)
 	}
-	return manifests, nil
+	return services, nil
 }
 
-func parseService(document []byte) (Manifest, error) {
+func parseService(document []byte) (lb.Service, error) {
 	var service corev1.Service
 	if err := strict(document, &service); err != nil {
-		return Manifest{}, err
+		return lb.Service{}, err
 	}
-	m, err := convert(&service)
+	s, err := convert(&service)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("service %s: %w", displayName(&service), err)
+		return lb.Service{}, fmt.Errorf("service %s: %w", displayName(&service), err)
 	}
-	return m, nil
+	return s, nil
 }
 
 // strict decodes as Kubernetes' API server does with strict field validation: a field that is

@@ -17,8 +17,7 @@ type ServiceView struct {
 	Declared []Service
 }
 
-// Guard tells why address must not be a service's, in words that follow the address, like "is node east/node1's";
-// "" if it may.
+// Guard tells why address must not be a service's, like "it is node east/node1's"; "" if it may.
 type Guard func(address netip.Addr) (reason string)
 
 // Refusal is a frontend that is not programmed, and why.
@@ -119,7 +118,7 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 				reason = guard(ip)
 			}
 			if reason != "" {
-				reason = fmt.Sprintf("cluster IP %s %s", ip, reason)
+				reason = fmt.Sprintf("cluster IP %s: %s", ip, reason)
 			}
 			c.claim(owner, ip, declared, reason)
 		}
