@@ -294,6 +294,7 @@ func TestErrorsAreOneLineWithTheirCode(t *testing.T) {
 		{"node list extra", exitNotAsked, `unknown command "extra"`},
 		{"node list --nonsense", exitNotAsked, "unknown flag: --nonsense"},
 		{"node list -o xml", exitNotAsked, "must be table, json or yaml"},
+		{"kvstore", exitNotAsked, `"data-dir"`},
 		{"service delete shop", exitNotAsked, "NAMESPACE/NAME"},
 		{"service delete", exitNotAsked, "accepts 1 arg"},
 		{"service apply", exitNotAsked, "-f FILE"},

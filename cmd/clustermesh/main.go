@@ -113,7 +113,7 @@ func clean(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// newRootCommand returns the whole command tree, and whether a command was reached when it has run.
+// newRootCommand returns the whole command tree, and what tells afterwards whether the command line was understood.
 func newRootCommand(e *env) (root *cobra.Command, started *bool) {
 	started = new(bool)
 	root = &cobra.Command{
@@ -124,9 +124,8 @@ and a service can have its backends in all of them.`,
 		Example: `  clustermesh demo                          two clusters on this machine, shown and taken down
   clustermesh testbed up                    the same to play with
   clustermesh status --node east/node1      how that node is`,
-		SilenceUsage:     true,
-		SilenceErrors:    true,
-		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	root.SetIn(e.in)
 	root.SetOut(e.out)
@@ -135,8 +134,23 @@ and a service can have its backends in all of them.`,
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))
+	addGroup(root, "run", "Run on a node:", newKVStoreCommand())
 	root.AddCommand(newVersionCommand(e))
+	markStart(root, started)
 	return root, started
+}
+
+// markStart sets started when a command runs: its flags and arguments have been accepted by then.
+func markStart(c *cobra.Command, started *bool) {
+	if inner := c.RunE; inner != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			*started = true
+			return inner(c, args)
+		}
+	}
+	for _, sub := range c.Commands() {
+		markStart(sub, started)
+	}
 }
 
 func addGroup(root *cobra.Command, id, title string, commands ...*cobra.Command) {
