@@ -1,0 +1,1 @@
+/* BPF has no byte-swap instructions that C code must know of. */

@@ -1,0 +1,181 @@
+/* Services: what clients connect to, and the backends that stand behind it.
+ *
+ * A frontend (address, port, protocol) says how to choose, a service says how many there are to choose
+ * from, a slot says which backend has a number, a backend says where it is. One more or one backend less
+ * is a handful of writes, whatever the size of the service: slots are numbered without holes, a
+ * removed one is filled by the last. */
+#pragma once
+
+#include "net.h"
+
+#define FRONTENDS_MAX (64 * 1024)
+#define SERVICES_MAX (64 * 1024)
+#define SLOTS_MAX (256 * 1024)
+#define BACKENDS_MAX (256 * 1024)
+
+enum affinity {
+	AFFINITY_NONE = 0,
+	AFFINITY_LOCAL, /* this cluster's backends, if there are any */
+	AFFINITY_REMOTE, /* the other clusters' backends, if there are any */
+};
+
+enum algorithm {
+	ALGORITHM_RANDOM = 0,
+};
+
+enum backend_group {
+	GROUP_LOCAL = 0, /* backends of this cluster */
+	GROUP_REMOTE, /* backends of other clusters */
+	GROUPS,
+};
+
+enum backend_state {
+	BACKEND_ACTIVE = 0,
+};
+
+struct frontend_key {
+	struct ip_addr address;
+	__be16 port;
+	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 cluster;
+};
+
+struct frontend {
+	__u32 service;
+	__u8 owner; /* ID of the cluster that the address is of */
+	__u8 affinity; /* enum affinity */
+	__u8 algorithm; /* enum algorithm */
+	__u8 flags;
+	__u32 session_seconds; /* how long a client stays with its backend; 0: not at all */
+	__be16 l7_port; /* where this node's L7 proxy listens for it; 0: none */
+	__u8 pad[2];
+};
+
+struct service {
+	/* Names the service's port across restarts of the agent: see portID in lbstate.go. */
+	__u64 port_id;
+	/* By group: how many slots may be chosen from, which are numbered from 0, and how many
+	 * follow them whose backends get no new connections. */
+	__u32 count[GROUPS];
+	__u32 quarantined[GROUPS];
+	__u32 flags;
+	__u8 pad[4];
+};
+
+struct slot_key {
+	__u32 service;
+	__u32 index;
+	__u8 group; /* enum backend_group */
+	__u8 pad[3];
+};
+
+struct backend {
+	struct ip_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 cluster; /* address space of address */
+	__u8 owner; /* ID of the cluster that the backend is of */
+	__u8 state; /* enum backend_state */
+	__u8 flags;
+	__u8 pad[5];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FRONTENDS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct frontend_key);
+	__type(value, struct frontend);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} frontends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SERVICES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct service);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SLOTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slot_key);
+	__type(value, __u32); /* number of the backend */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BACKENDS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct backend);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} backends SEC(".maps");
+
+static __always_inline const struct frontend *frontend_lookup4(__be32 v4, __be16 port, __u8 protocol)
+{
+	struct frontend_key key = {
+		.address = ip_addr_v4(v4),
+		.port = port,
+		.protocol = protocol,
+		.cluster = CLUSTER_MESH,
+	};
+
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Picks a slot at random, in the group that the affinity prefers. Returns false if there is none. */
+static __always_inline bool service_pick_slot(const struct frontend *f, struct slot_key *slot)
+{
+	const struct service *service = bpf_map_lookup_elem(&services, &f->service);
+	__u32 local, remote;
+
+	if (!service)
+		return false;
+	local = service->count[GROUP_LOCAL];
+	remote = service->count[GROUP_REMOTE];
+	if (f->affinity == AFFINITY_LOCAL && local)
+		remote = 0;
+	if (f->affinity == AFFINITY_REMOTE && remote)
+		local = 0;
+	if (local + remote == 0)
+		return false;
+
+	slot->service = f->service;
+	slot->group = GROUP_LOCAL;
+	slot->index = bpf_get_prandom_u32() % (local + remote);
+	if (slot->index >= local) {
+		slot->group = GROUP_REMOTE;
+		slot->index -= local;
+	}
+	return true;
+}
+
+/* A slot may vanish between reading the count and reading the slot; the next attempt sees the new
+ * count. */
+#define CHOOSE_ATTEMPTS 4
+
+/* Returns the backend for a new connection, or NULL if the service has none. */
+static __always_inline const struct backend *service_choose(const struct frontend *f)
+{
+	struct slot_key slot = {};
+
+	for (int i = 0; i < CHOOSE_ATTEMPTS; i++) {
+		const struct backend *backend;
+		const __u32 *id;
+
+		if (!service_pick_slot(f, &slot))
+			return NULL;
+		id = bpf_map_lookup_elem(&slots, &slot);
+		if (!id)
+			continue;
+		backend = bpf_map_lookup_elem(&backends, id);
+		if (backend)
+			return backend;
+	}
+	return NULL;
+}

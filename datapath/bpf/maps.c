@@ -1,0 +1,26 @@
+/* All maps of a node, and no program: the Go types of their keys and values are made from this object, once. */
+#include "lib/addresses.h"
+#include "lib/drops.h"
+#include "lib/endpoints.h"
+#include "lib/nodes.h"
+#include "lib/services.h"
+#include "lib/translations.h"
+
+/* Counts up when a map's layout changes in a way that its sizes don't show. Loading
+ * refuses maps of another layout. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} layout SEC(".maps");
+
+/* Mentioned so that Go gets them too. */
+const enum drop_reason unused_drop_reason __attribute__((unused));
+const enum direction unused_direction __attribute__((unused));
+const enum address_kind unused_address_kind __attribute__((unused));
+const enum affinity unused_affinity __attribute__((unused));
+const enum backend_group unused_backend_group __attribute__((unused));
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,50 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Every filter of ours has this priority and handle, which tell it from other people's.
+const (
+	filterPriority = 0xca
+	filterHandle   = 0xca05
+)
+
+// setFilter puts prog into the device's clsact qdisc, in place of the one that was there.
+func setFilter(name string, ifindex int, at hook, prog *ebpf.Program) error {
+	qdisc := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("adding a clsact qdisc to device %d: %w", ifindex, err)
+	}
+	filter := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, at), Fd: prog.FD(), Name: "causeway-" + name, DirectAction: true}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("attaching %s to device %d as a filter: %w", name, ifindex, err)
+	}
+	return nil
+}
+
+// removeFilter takes our filter off the device; none there is no error.
+func removeFilter(ifindex int, at hook) error {
+	err := netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, at)})
+	// Without a clsact qdisc the parent is invalid.
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("removing the filter of device %d: %w", ifindex, err)
+}
+
+func filterAttrs(ifindex int, at hook) netlink.FilterAttrs {
+	parent := uint32(netlink.HANDLE_MIN_INGRESS)
+	if at == egress {
+		parent = netlink.HANDLE_MIN_EGRESS
+	}
+	return netlink.FilterAttrs{LinkIndex: ifindex, Parent: parent, Priority: filterPriority, Handle: filterHandle, Protocol: unix.ETH_P_ALL}
+}

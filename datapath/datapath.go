@@ -1,0 +1,279 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"causeway/identity"
+)
+
+// layoutVersion counts up when a map changes in a way that its sizes don't
+// show; see the map "layout" in bpf/maps.c.
+const layoutVersion = 1
+
+// Config of a node's data path.
+type Config struct {
+	// PinDir holds the pinned maps and links, on a bpf file system; it is made if
+	// it doesn't exist. Each node has its own.
+	PinDir string
+	// CgroupPath is the cgroup v2 directory whose processes get service translation.
+	CgroupPath string
+	ClusterID  identity.ClusterID
+	// NodeAddress is this node's IPv4 address on the underlay.
+	NodeAddress netip.Addr
+	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
+	VXLANIndex int
+	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; larger ones are dropped.
+	PodMTU int
+	// Log may be nil.
+	Log *slog.Logger
+	// ForceClsact attaches as on kernels without tcx.
+	ForceClsact bool
+}
+
+// Datapath is the loaded data path of a node.
+type Datapath struct {
+	*Maps
+	log      *slog.Logger
+	attacher attacher
+	pod      podObjects
+	overlay  overlayObjects
+	socket   socketObjects
+
+	nodes     *NodeMap
+	addresses *AddressMap
+	endpoints *EndpointMap
+	balancer  *balancer
+}
+
+// Load loads the programs, with the pinned maps if there are any, and attaches them. Programs that a former
+// agent attached are replaced without a gap. Network devices are those of the calling
+// thread's network namespace.
+func Load(cfg Config) (*Datapath, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	d := &Datapath{log: cfg.Log, attacher: attacher{dir: filepath.Join(cfg.PinDir, "links"), mode: AttachTCX}}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ForceClsact {
+		d.attacher.mode = AttachClsact
+	}
+	if err := makePinDir(d.attacher.dir); err != nil {
+		return nil, err
+	}
+	if err := d.load(cfg); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (cfg *Config) validate() error {
+	switch {
+	case cfg.ClusterID == 0:
+		return errors.New("the data path needs a cluster ID")
+	case !cfg.NodeAddress.Unmap().Is4():
+		return fmt.Errorf("the data path needs the node's IPv4 address, not %q", cfg.NodeAddress)
+	case cfg.VXLANIndex <= 0:
+		return errors.New("the data path needs the VXLAN device's interface index")
+	case cfg.PodMTU < 576:
+		return fmt.Errorf("pod MTU %d is below the 576 bytes that every IPv4 host must take", cfg.PodMTU)
+	}
+	return nil
+}
+
+func (d *Datapath) load(cfg Config) error {
+	maps, err := loadMaps(cfg.PinDir)
+	if err != nil {
+		return err
+	}
+	d.Maps = newMaps(maps)
+	if d.balancer, err = newBalancer(d.Maps); err != nil {
+		return fmt.Errorf("taking over the services of a former agent: %w", err)
+	}
+	d.nodes = &NodeMap{t: &d.Maps.nodes}
+	d.addresses = &AddressMap{t: &d.Maps.addresses, node: cfg.NodeAddress.Unmap(), owner: cfg.ClusterID}
+	d.endpoints = &EndpointMap{t: &d.Maps.endpoints, owner: cfg.ClusterID, attach: d.attachPod, detach: d.detachPod}
+	if err := d.loadPrograms(cfg, maps); err != nil {
+		return err
+	}
+	return d.attachAll(cfg)
+}
+
+// loadMaps opens the pinned maps; those that aren't there are made.
+func loadMaps(pinDir string) (*bpfMaps, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, err
+	}
+	var maps bpfMaps
+	err = spec.LoadAndAssign(&maps, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pinDir}})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, errIncompatible(pinDir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making the maps in %s: %w", pinDir, err)
+	}
+	layout := table[uint32, uint32]{m: maps.Layout}
+	version, _, err := layout.get(0)
+	if err == nil && version != 0 && version != layoutVersion {
+		err = errIncompatible(pinDir, fmt.Errorf("they have layout %d, this version has %d", version, layoutVersion))
+	}
+	if err == nil {
+		err = layout.put(0, layoutVersion)
+	}
+	if err != nil {
+		return nil, errors.Join(err, maps.Close())
+	}
+	return &maps, nil
+}
+
+func errIncompatible(pinDir string, err error) error {
+	return fmt.Errorf("the maps pinned in %s are of another version of Causeway: drain the node, remove that directory and start the agent again; "+
+		"the pods are cut off until it has synced: %w", pinDir, err)
+}
+
+func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
+	node := cfg.NodeAddress.As4()
+	variables := map[string]any{
+		"node_address":   node,
+		"tunnel_ifindex": uint32(cfg.VXLANIndex),
+		"pod_mtu":        uint32(cfg.PodMTU),
+	}
+	for _, p := range []struct {
+		spec func() (*ebpf.CollectionSpec, error)
+		into any
+	}{{loadPod, &d.pod}, {loadOverlay, &d.overlay}, {loadSocket, &d.socket}} {
+		spec, err := p.spec()
+		if err != nil {
+			return err
+		}
+		if err := loadInto(p.into, spec, variables, maps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadInto loads a program's object, with those of the variables that it has, and the given maps.
+func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, maps *bpfMaps) error {
+	for name, value := range variables {
+		if v := spec.Variables[name]; v != nil {
+			if err := v.Set(value); err != nil {
+				return fmt.Errorf("setting %s: %w", name, err)
+			}
+		}
+	}
+	replacements := map[string]*ebpf.Map{
+		bpfMapAddresses: maps.Addresses, bpfMapEndpoints: maps.Endpoints, bpfMapNodes: maps.Nodes,
+		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
+		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
+	}
+	for name := range replacements {
+		if spec.Maps[name] == nil {
+			delete(replacements, name)
+		}
+	}
+	err := spec.LoadAndAssign(objects, &ebpf.CollectionOptions{MapReplacements: replacements})
+	if verifier := (*ebpf.VerifierError)(nil); errors.As(err, &verifier) {
+		return fmt.Errorf("the kernel refuses a program; Linux 6.1 or later is needed: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("loading the programs: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) attachAll(cfg Config) error {
+	for _, a := range []struct {
+		name string
+		at   hook
+		prog *ebpf.Program
+	}{
+		{"overlay-ingress", ingress, d.overlay.FromOverlay},
+		{"overlay-egress", egress, d.overlay.ToOverlay},
+	} {
+		if err := d.attacher.device(a.name, cfg.VXLANIndex, a.at, a.prog); err != nil {
+			return err
+		}
+	}
+	for _, a := range []struct {
+		name   string
+		attach ebpf.AttachType
+		prog   *ebpf.Program
+	}{
+		{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, d.socket.Recvmsg4},
+		{"getpeername4", ebpf.AttachCgroupInet4GetPeername, d.socket.Getpeername4},
+		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, d.socket.Sendmsg4},
+		{"connect4", ebpf.AttachCGroupInet4Connect, d.socket.Connect4},
+	} {
+		if err := d.attacher.cgroup(a.name, cfg.CgroupPath, a.attach, a.prog); err != nil {
+			return err
+		}
+	}
+	return d.reattachPods()
+}
+
+// Close lets go of everything; what is pinned stays and goes on forwarding.
+func (d *Datapath) Close() error {
+	var errs []error
+	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket} {
+		errs = append(errs, c.Close())
+	}
+	if d.Maps != nil {
+		errs = append(errs, d.Maps.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Attach tells how programs are attached: AttachTCX or AttachClsact.
+func (d *Datapath) Attach() string { return d.attacher.mode }
+
+// Nodes returns the map of nodes.
+func (d *Datapath) Nodes() *NodeMap { return d.nodes }
+
+// Addresses returns the map of addresses.
+func (d *Datapath) Addresses() *AddressMap { return d.addresses }
+
+// Endpoints returns the map of this node's pods.
+func (d *Datapath) Endpoints() *EndpointMap { return d.endpoints }
+
+// Frontends returns the map of services' addresses.
+func (d *Datapath) Frontends() *FrontendMap { return &FrontendMap{d.balancer} }
+
+// Targets returns the map of services' backends.
+func (d *Datapath) Targets() *TargetMap { return &TargetMap{d.balancer} }
+
+// makePinDir makes the directory, which must be on a bpf file system.
+func makePinDir(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	var st unix.Statfs_t
+	if err == nil {
+		err = unix.Statfs(dir, &st)
+	}
+	if err != nil {
+		return fmt.Errorf("making the directory for pinned maps: %w", err)
+	}
+	if uint32(st.Type) != unix.BPF_FS_MAGIC {
+		return errors.Join(fmt.Errorf("%s is not on a bpf file system: mount one first, as in \"mount -t bpf bpf /sys/fs/bpf\"", dir),
+			removeEmpty(dir))
+	}
+	return nil
+}
+
+// removeEmpty removes what makePinDir may have made in the wrong place.
+func removeEmpty(dir string) error {
+	if err := os.Remove(dir); err != nil && !strings.Contains(err.Error(), "not empty") {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package datapath_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// echo answers TCP connections and UDP datagrams at the pod's port 7000 with what they send, until the test ends.
+func (p *pod) echo() netip.AddrPort {
+	t := p.node.mesh.t
+	t.Helper()
+	at := netip.AddrPortFrom(p.addr(), 7000)
+	p.ns.do(t, func() { serveEcho(t, at) })
+	return at
+}
+
+func serveEcho(t testing.TB, at netip.AddrPort) {
+	t.Helper()
+	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+	must(t, err)
+	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	must(t, err)
+	if t.Failed() {
+		return
+	}
+	t.Cleanup(func() { tcp.Close(); udp.Close() })
+	go func() {
+		for {
+			conn, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer conn.Close(); io.Copy(conn, conn) }()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := udp.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			udp.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+}
+
+const patience = 3 * time.Second
+
+// dial connects from the namespace.
+func (n namespace) dial(t testing.TB, network string, to netip.AddrPort) (conn net.Conn, err error) {
+	t.Helper()
+	n.do(t, func() {
+		if conn, err = net.DialTimeout(network, to.String(), patience); err == nil {
+			conn.SetDeadline(time.Now().Add(patience))
+		}
+	})
+	return conn, err
+}
+
+// exchange sends size random bytes and expects them back.
+func exchange(t testing.TB, conn net.Conn, size int) {
+	t.Helper()
+	sent := make([]byte, size)
+	rand.Read(sent)
+	go conn.Write(sent)
+	got := make([]byte, size)
+	if _, err := io.ReadFull(conn, got); err != nil {
+		t.Fatalf("%s %s → %s: %v", conn.LocalAddr().Network(), conn.LocalAddr(), conn.RemoteAddr(), err)
+	}
+	if !bytes.Equal(sent, got) {
+		t.Fatalf("%s → %s: the echo differs from what was sent", conn.LocalAddr(), conn.RemoteAddr())
+	}
+}
+
+// reach exchanges data over TCP and UDP.
+func (n namespace) reach(t testing.TB, to netip.AddrPort) {
+	t.Helper()
+	for network, size := range map[string]int{"tcp4": 1 << 20, "udp4": 1000} {
+		conn, err := n.dial(t, network, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, conn, size)
+		conn.Close()
+	}
+}
+
+func eachAttachment(t *testing.T, test func(t *testing.T, opts options)) {
+	t.Run("tcx", func(t *testing.T) { test(t, options{}) })
+	t.Run("clsact", func(t *testing.T) { test(t, options{clsact: true}) })
+}
+
+func TestPodsReachPods(t *testing.T) {
+	eachAttachment(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 1, 2)
+		client := m.nodes[0].addPod(300)
+		for name, n := range map[string]*node{"same node": m.nodes[0], "same cluster": m.nodes[1], "other cluster": m.nodes[2]} {
+			t.Run(name, func(t *testing.T) { client.ns.reach(t, n.addPod(301).echo()) })
+		}
+		if want, got := map[bool]string{false: "tcx", true: "clsact"}[opts.clsact], m.nodes[0].dp.Attach(); got != want {
+			t.Errorf("programs are attached by %s, not %s", got, want)
+		}
+	})
+}
+
+func TestNodesAndPodsReachEachOther(t *testing.T) {
+	m := newMesh(t, options{}, 1, 2)
+	pods := [2]*pod{m.nodes[0].addPod(300), m.nodes[1].addPod(300)}
+	for i, n := range m.nodes {
+		at := netip.AddrPortFrom(n.row.Address, 7000)
+		n.ns.do(t, func() { serveEcho(t, at) })
+		t.Run("node to own pod", func(t *testing.T) { n.ns.reach(t, pods[i].echo()) })
+		t.Run("pod to own node", func(t *testing.T) { pods[i].ns.reach(t, at) })
+	}
+	t.Run("node to remote pod", func(t *testing.T) { m.nodes[0].ns.reach(t, netip.AddrPortFrom(pods[1].addr(), 7000)) })
+	t.Run("pod to remote node", func(t *testing.T) { pods[0].ns.reach(t, netip.AddrPortFrom(m.nodes[1].row.Address, 7000)) })
+}
+
+var _ = atomic.Int64{}

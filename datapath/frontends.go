@@ -1,0 +1,71 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"causeway/identity"
+	"causeway/lb"
+)
+
+// FrontendMap holds the addresses and ports that sockets are translated from. It shares
+// its state with a TargetMap. Its methods are safe for concurrent use.
+type FrontendMap struct{ b *balancer }
+
+// Update makes connections to the frontend go to the targets of its port, in the order of its affinity.
+func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
+	key, err := frontendKey(f.FrontendKey)
+	if err != nil {
+		return fmt.Errorf("frontend of %s: %w", f.Target, err)
+	}
+	affinity, err := toAffinity(f.Affinity)
+	if err != nil {
+		return fmt.Errorf("frontend of %s: %w", f.Target, err)
+	}
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	return m.b.setFrontend(key, bpfFrontend{Owner: f.ClusterID, Affinity: affinity}, newPortID(f.Target))
+}
+
+// Delete ends the translation of new connections to the frontend.
+func (m *FrontendMap) Delete(_ context.Context, f lb.Frontend) error {
+	key, err := frontendKey(f.FrontendKey)
+	if err != nil {
+		return nil // It can't have been written.
+	}
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	return m.b.deleteFrontend(key)
+}
+
+// Prune deletes the frontends that aren't desired, of clusters that have synced.
+func (m *FrontendMap) Prune(_ context.Context, desired iter.Seq[lb.Frontend], synced func(identity.ClusterID) bool) error {
+	keep := make(map[bpfFrontendKey]bool)
+	for f := range desired {
+		if key, err := frontendKey(f.FrontendKey); err == nil {
+			keep[key] = true
+		}
+	}
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	var errs []error
+	for key, value := range m.b.frontends {
+		if !keep[key] && synced(identity.ClusterID(value.Owner)) {
+			errs = append(errs, m.b.deleteFrontend(key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func frontendKey(k lb.FrontendKey) (bpfFrontendKey, error) {
+	protocol, err := toProtocol(k.Protocol)
+	if err != nil {
+		return bpfFrontendKey{}, err
+	}
+	if !k.Address.IsValid() || k.Port == 0 {
+		return bpfFrontendKey{}, fmt.Errorf("no valid address and port: %s, %d", k.Address, k.Port)
+	}
+	return bpfFrontendKey{Address: toIP(k.Address), Port: toBE16(k.Port), Protocol: protocol, Cluster: addressSpace}, nil
+}

@@ -1,0 +1,291 @@
+package datapath
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"causeway/lb"
+)
+
+// groups is how many groups of backends a service has: local and remote.
+const groups = int(bpfBackendGroupGROUPS)
+
+// portID names a service's port in the kernel: the first 8 bytes of the SHA-256 of its
+// String. It is how a restarted agent finds out which service is whose.
+type portID uint64
+
+func newPortID(k lb.PortKey) portID {
+	sum := sha256.Sum256([]byte(k.String()))
+	return portID(binary.BigEndian.Uint64(sum[:8]))
+}
+
+// balancer is the state of the load balancer: what is in the kernel, and
+// the targets that wait for a frontend. Every change is written to the kernel first, in an
+// order in which connections made meanwhile always find a backend, and which
+// restore can finish if the agent dies in between.
+//
+// A new backend, or one less, costs the same few writes however large the service is.
+type balancer struct {
+	mu   sync.Mutex
+	maps *Maps
+	// owner of the services is this cluster; backends and frontends have their own.
+	frontends map[bpfFrontendKey]bpfFrontend
+	services  map[portID]*service
+	byID      map[uint32]*service
+	// wanted has every target, also those of ports that no frontend has yet.
+	wanted map[portID]map[backendKey]target
+	// The last numbers given; freed ones come again only after all others.
+	lastService, lastBackend uint32
+	backendIDs               map[uint32]bool
+}
+
+// service is a port of a service that has at least one frontend.
+type service struct {
+	id        uint32
+	port      portID
+	frontends int
+	slots     [groups][]*backend
+	backends  map[backendKey]*backend
+}
+
+type backendKey struct {
+	address netip.Addr
+	port    uint16
+}
+
+// backend is a target in a slot.
+type backend struct {
+	id    uint32
+	group int
+	index int
+	value bpfBackend
+}
+
+// target is a desired backend.
+type target struct {
+	group int
+	value bpfBackend
+}
+
+func (b bpfBackend) key() backendKey {
+	return backendKey{address: b.Address.addr(), port: toBE16(b.Port)}
+}
+
+// record is what the kernel shall know of the service.
+func (s *service) record() bpfService {
+	r := bpfService{PortId: uint64(s.port)}
+	for group, slots := range s.slots {
+		r.Count[group] = uint32(len(slots))
+	}
+	return r
+}
+
+// setFrontend makes the frontend choose among the targets of port.
+func (b *balancer) setFrontend(key bpfFrontendKey, policy bpfFrontend, port portID) error {
+	svc, err := b.serviceOf(port)
+	if err != nil {
+		return err
+	}
+	old, existed := b.frontends[key]
+	policy.Service = svc.id
+	if existed && old == policy {
+		return nil
+	}
+	if err := b.maps.frontends.put(key, policy); err != nil {
+		return errors.Join(err, b.destroyUnused(svc))
+	}
+	b.frontends[key] = policy
+	if existed && old.Service == svc.id {
+		return nil
+	}
+	svc.frontends++
+	if existed {
+		return b.release(old.Service)
+	}
+	return nil
+}
+
+func (b *balancer) deleteFrontend(key bpfFrontendKey) error {
+	old, ok := b.frontends[key]
+	if !ok {
+		return nil
+	}
+	if err := b.maps.frontends.del(key); err != nil {
+		return err
+	}
+	delete(b.frontends, key)
+	return b.release(old.Service)
+}
+
+// serviceOf returns the service of port; a new one gets all targets wanted so far, so that
+// its first frontend finds them there.
+func (b *balancer) serviceOf(port portID) (*service, error) {
+	if svc := b.services[port]; svc != nil {
+		return svc, nil
+	}
+	svc := &service{id: b.newServiceID(), port: port, backends: make(map[backendKey]*backend)}
+	if err := b.maps.services.put(svc.id, svc.record()); err != nil {
+		return nil, err
+	}
+	b.services[port], b.byID[svc.id] = svc, svc
+	for _, t := range b.wanted[port] {
+		if err := b.add(svc, t); err != nil {
+			return nil, errors.Join(err, b.destroyUnused(svc))
+		}
+	}
+	return svc, nil
+}
+
+// release takes one frontend from the service, which goes with the last one.
+func (b *balancer) release(id uint32) error {
+	svc := b.byID[id]
+	if svc == nil {
+		return nil
+	}
+	svc.frontends--
+	return b.destroyUnused(svc)
+}
+
+func (b *balancer) destroyUnused(svc *service) error {
+	if svc.frontends > 0 {
+		return nil
+	}
+	delete(b.services, svc.port)
+	delete(b.byID, svc.id)
+	errs := []error{b.maps.services.del(svc.id)}
+	for group, slots := range svc.slots {
+		for i, be := range slots {
+			errs = append(errs, b.maps.slots.del(slotKey(svc.id, group, i)), b.maps.backends.del(be.id))
+			delete(b.backendIDs, be.id)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (b *balancer) setTarget(port portID, t target) error {
+	key := t.value.key()
+	if b.wanted[port] == nil {
+		b.wanted[port] = make(map[backendKey]target)
+	}
+	b.wanted[port][key] = t
+	svc := b.services[port]
+	if svc == nil {
+		return nil
+	}
+	be := svc.backends[key]
+	if be == nil {
+		return b.add(svc, t)
+	}
+	if be.group != t.group {
+		return errors.Join(b.add(svc, t), b.remove(svc, be))
+	}
+	if be.value == t.value {
+		return nil
+	}
+	if err := b.maps.backends.put(be.id, t.value); err != nil {
+		return err
+	}
+	be.value = t.value
+	return nil
+}
+
+func (b *balancer) deleteTarget(port portID, key backendKey) error {
+	delete(b.wanted[port], key)
+	if len(b.wanted[port]) == 0 {
+		delete(b.wanted, port)
+	}
+	svc := b.services[port]
+	if svc == nil || svc.backends[key] == nil {
+		return nil
+	}
+	return b.remove(svc, svc.backends[key])
+}
+
+// add appends a slot for the target, then counts it in.
+func (b *balancer) add(svc *service, t target) error {
+	be := &backend{id: b.newBackendID(), group: t.group, index: len(svc.slots[t.group]), value: t.value}
+	if err := b.maps.backends.put(be.id, be.value); err != nil {
+		return err
+	}
+	if err := b.maps.slots.put(slotKey(svc.id, be.group, be.index), be.id); err != nil {
+		return errors.Join(err, b.maps.backends.del(be.id))
+	}
+	record := svc.record()
+	record.Count[be.group]++
+	if err := b.maps.services.put(svc.id, record); err != nil {
+		return errors.Join(err, b.maps.slots.del(slotKey(svc.id, be.group, be.index)), b.maps.backends.del(be.id))
+	}
+	svc.slots[be.group] = append(svc.slots[be.group], be)
+	svc.backends[be.value.key()] = be
+	b.backendIDs[be.id] = true
+	return nil
+}
+
+// remove moves the last slot into the backend's, then counts it out.
+func (b *balancer) remove(svc *service, be *backend) error {
+	slots := svc.slots[be.group]
+	last := slots[len(slots)-1]
+	if last != be {
+		if err := b.maps.slots.put(slotKey(svc.id, be.group, be.index), last.id); err != nil {
+			return err
+		}
+	}
+	record := svc.record()
+	record.Count[be.group]--
+	if err := b.maps.services.put(svc.id, record); err != nil {
+		return err
+	}
+	slots[be.index], last.index = last, be.index
+	svc.slots[be.group] = slots[:len(slots)-1]
+	if svc.backends[be.value.key()] == be {
+		delete(svc.backends, be.value.key())
+	}
+	delete(b.backendIDs, be.id)
+	return errors.Join(
+		b.maps.slots.del(slotKey(svc.id, be.group, len(slots)-1)),
+		b.maps.backends.del(be.id))
+}
+
+func (b *balancer) newServiceID() uint32 {
+	b.lastService = nextFree(b.lastService, func(id uint32) bool { return b.byID[id] != nil })
+	return b.lastService
+}
+
+func (b *balancer) newBackendID() uint32 {
+	b.lastBackend = nextFree(b.lastBackend, func(id uint32) bool { return b.backendIDs[id] })
+	return b.lastBackend
+}
+
+// nextFree returns the number after last that isn't used; 0 is nobody's.
+func nextFree(last uint32, used func(uint32) bool) uint32 {
+	for {
+		if last++; last != 0 && !used(last) {
+			return last
+		}
+	}
+}
+
+func slotKey(service uint32, group, index int) bpfSlotKey {
+	return bpfSlotKey{Service: service, Group: uint8(group), Index: uint32(index)}
+}
+
+func newTarget(t lb.Target) (target, error) {
+	protocol, err := toProtocol(t.Port.Protocol)
+	if err != nil {
+		return target{}, fmt.Errorf("backend %s of %s: %w", t.Address, t.Port, err)
+	}
+	if !t.Address.IsValid() || t.Number == 0 {
+		return target{}, fmt.Errorf("backend of %s has no valid address and port: %s, %d", t.Port, t.Address, t.Number)
+	}
+	group := int(bpfBackendGroupGROUP_REMOTE)
+	if t.Local {
+		group = int(bpfBackendGroupGROUP_LOCAL)
+	}
+	return target{group: group, value: bpfBackend{
+		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID,
+	}}, nil
+}

@@ -1,0 +1,322 @@
+package datapath_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"causeway/datapath"
+	"causeway/identity"
+	"causeway/tunnel"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "LEFT OUT: every test of the data path in the kernel, because they need root.")
+		if os.Getenv("CI") == "true" {
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// namespace is a network namespace without a name, which goes when it is closed.
+type namespace struct{ handle netns.NsHandle }
+
+func newNamespace(t testing.TB) namespace {
+	t.Helper()
+	ns := namespace{}
+	onThread(func() {
+		var err error
+		if ns.handle, err = netns.New(); err != nil {
+			t.Errorf("making a network namespace: %v", err)
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	t.Cleanup(func() { ns.handle.Close() })
+	return ns
+}
+
+// do runs f on a thread that is in the namespace.
+func (n namespace) do(t testing.TB, f func()) {
+	t.Helper()
+	onThread(func() {
+		if err := netns.Set(n.handle); err != nil {
+			t.Errorf("entering a network namespace: %v", err)
+			return
+		}
+		f()
+	})
+}
+
+// path names the namespace for this process.
+func (n namespace) path() string { return fmt.Sprintf("/proc/self/fd/%d", int(n.handle)) }
+
+// onThread runs f on a thread of its own, which ends with f.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+}
+
+// mesh is a few nodes on one underlay, with real devices in namespaces of their own.
+type mesh struct {
+	t        testing.TB
+	underlay namespace
+	nodes    []*node
+	options  options
+}
+
+type options struct {
+	clsact bool
+	// bare leaves out the data path.
+	bare bool
+}
+
+type node struct {
+	mesh    *mesh
+	ns      namespace
+	row     identity.Node
+	port    string // name of the bridge's port
+	device  tunnel.Device
+	config  datapath.Config
+	dp      *datapath.Datapath
+	routes  *tunnel.Routes
+	pods    []*pod
+	cgroups string
+}
+
+type pod struct {
+	node *node
+	ns   namespace
+	row  identity.Endpoint
+	link datapath.PodLink
+}
+
+func (p *pod) addr() netip.Addr { return p.row.Address }
+
+const podMTU = 1450
+
+// newMesh makes a node for each cluster ID, on an underlay with an MTU of 1500.
+func newMesh(t testing.TB, opts options, clusters ...identity.ClusterID) *mesh {
+	t.Helper()
+	needRoot(t)
+	m := &mesh{t: t, underlay: newNamespace(t), options: opts}
+	m.underlay.do(t, func() {
+		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs("br0")}))
+		up(t, "br0")
+	})
+	for i, id := range clusters {
+		m.addNode(i, id)
+	}
+	for _, n := range m.nodes {
+		n.learn()
+	}
+	return m
+}
+
+func (m *mesh) addNode(i int, id identity.ClusterID) {
+	t := m.t
+	t.Helper()
+	n := &node{mesh: m, ns: newNamespace(t), port: fmt.Sprintf("port%d", i), row: identity.Node{
+		Cluster: fmt.Sprintf("cluster%d", id), ClusterID: id, Name: fmt.Sprintf("node%d", i),
+		Address:  netip.AddrFrom4([4]byte{172, 29, byte(id), byte(10 + i)}),
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), byte(i), 0}), 24)},
+	}}
+	m.nodes = append(m.nodes, n)
+	m.underlay.do(t, func() {
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs(n.port), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(n.ns.handle))}))
+		br, err := netlink.LinkByName("br0")
+		must(t, err)
+		port, err := netlink.LinkByName(n.port)
+		must(t, err)
+		must(t, netlink.LinkSetMaster(port, br))
+		up(t, n.port)
+	})
+	n.ns.do(t, func() {
+		up(t, "lo")
+		up(t, "eth0")
+		eth0, err := netlink.LinkByName("eth0")
+		must(t, err)
+		addr, err := netlink.ParseAddr(n.row.Address.String() + "/16")
+		must(t, err)
+		must(t, netlink.AddrAdd(eth0, addr))
+	})
+	if m.options.bare {
+		return
+	}
+	n.ns.do(t, func() {
+		var err error
+		n.device, err = tunnel.EnsureVXLAN(tunnel.Config{Address: n.row.Address})
+		must(t, err)
+		n.routes, err = tunnel.NewRoutes(n.device, n.row.Address)
+		must(t, err)
+	})
+	t.Cleanup(func() { n.routes.Close() })
+	n.cgroups = newCgroup(t)
+	n.config = datapath.Config{
+		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address,
+		VXLANIndex: n.device.Index, PodMTU: podMTU, ForceClsact: m.options.clsact,
+	}
+	n.load()
+	t.Cleanup(func() { must(t, n.dp.Close()) })
+}
+
+// load loads the data path, as an agent does that starts.
+func (n *node) load() {
+	t := n.mesh.t
+	t.Helper()
+	n.ns.do(t, func() {
+		var err error
+		n.dp, err = datapath.Load(n.config)
+		must(t, err)
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// learn tells the node of all others.
+func (n *node) learn() {
+	ctx := context.Background()
+	for _, other := range n.mesh.nodes {
+		if n.mesh.options.bare || other == n {
+			continue
+		}
+		must(n.mesh.t, n.dp.Nodes().Update(ctx, other.row))
+		must(n.mesh.t, n.routes.Update(ctx, other.row))
+	}
+}
+
+// addPod connects a pod to the node and makes all nodes know it.
+func (n *node) addPod(local uint16) *pod {
+	t := n.mesh.t
+	t.Helper()
+	p := &pod{node: n, ns: newNamespace(t)}
+	octets := n.row.PodCIDRs[0].Addr().As4()
+	octets[3] = byte(10 + len(n.pods))
+	p.row = identity.Endpoint{
+		Namespace: "default", Name: fmt.Sprintf("pod%d", len(n.pods)), Address: netip.AddrFrom4(octets),
+		Identity: identity.Compose(n.row.ClusterID, local), HostLink: fmt.Sprintf("cw%d", len(n.pods)), MTU: podMTU,
+	}
+	n.pods = append(n.pods, p)
+	n.ns.do(t, func() {
+		var err error
+		p.link, err = datapath.CreatePodLink(datapath.PodLinkConfig{
+			NetNS: p.ns.path(), HostLink: p.row.HostLink, Address: p.row.Address, MTU: podMTU,
+		})
+		must(t, err)
+		p.row.IfIndex, p.row.MAC, p.row.HostMAC = p.link.IfIndex, p.link.MAC, p.link.HostMAC
+		must(t, n.dp.Endpoints().Update(context.Background(), p.row))
+	})
+	for _, other := range n.mesh.nodes {
+		must(t, other.dp.Addresses().Update(context.Background(), p.address()))
+	}
+	return p
+}
+
+// address is the pod's row of the addresses table.
+func (p *pod) address() identity.Address {
+	return identity.Address{
+		Cluster: p.node.row.Cluster, ClusterID: p.node.row.ClusterID, Prefix: netip.PrefixFrom(p.row.Address, 32),
+		Identity: p.row.Identity, Node: p.node.row.Name, NodeAddress: p.node.row.Address, Endpoint: p.row.ID(),
+	}
+}
+
+// drops returns how many packets the node has dropped for the reason.
+func (n *node) drops(reason string) (packets uint64) {
+	all, err := n.dp.Drops()
+	must(n.mesh.t, err)
+	for _, d := range all {
+		if d.Reason == reason {
+			packets += d.Packets
+		}
+	}
+	return packets
+}
+
+func attrs(name string) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name = name
+	return a
+}
+
+func up(t testing.TB, name string) {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	must(t, err)
+	must(t, netlink.LinkSetUp(link))
+}
+
+// mountBPF mounts a bpf file system for the test.
+func mountBPF(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatalf("mounting a bpf file system: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
+}
+
+func newCgroup(t testing.TB) string {
+	t.Helper()
+	root, err := datapath.CgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(root, "causeway-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { must(t, os.Remove(dir)) })
+	return dir
+}
+
+// join puts this process into the node's cgroup until the test ends, so that its sockets are translated.
+func (n *node) join() {
+	t := n.mesh.t
+	t.Helper()
+	root, err := datapath.CgroupRoot()
+	must(t, err)
+	own, err := os.ReadFile("/proc/self/cgroup")
+	must(t, err)
+	home := root
+	for line := range strings.Lines(string(own)) {
+		if path, ok := strings.CutPrefix(line, "0::"); ok {
+			home = filepath.Join(root, strings.TrimSpace(path))
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(n.cgroups, "cgroup.procs"), []byte("0"), 0o644))
+	t.Cleanup(func() { must(t, os.WriteFile(filepath.Join(home, "cgroup.procs"), []byte("0"), 0o644)) })
+}
+
+// must reports an error without ending the goroutine, which may not be the test's.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Errorf("%v", err)
+	}
+}

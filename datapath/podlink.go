@@ -1,0 +1,253 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// podInterface is the pod's end of its veth.
+	podInterface = "eth0"
+	// podLinkAlias starts the alias of every veth of ours; the pod's address follows.
+	podLinkAlias = "causeway pod "
+)
+
+// podGateway is the same in every pod. Nobody has the address: the pod's neighbour table
+// says that the node's end of the veth is it.
+var podGateway = net.IPv4(169, 254, 1, 1).To4()
+
+// PodLinkConfig says how to connect a pod.
+type PodLinkConfig struct {
+	// NetNS is the path of the pod's network namespace.
+	NetNS string
+	// HostLink names the node's end of the veth; at most 15 bytes.
+	HostLink string
+	// Address of the pod, IPv4.
+	Address netip.Addr
+	// MTU in bytes, of both ends.
+	MTU int
+}
+
+// PodLink is a veth between the node and a pod.
+type PodLink struct {
+	// IfIndex and HostMAC are those of the node's end, MAC is the pod's.
+	IfIndex int
+	HostMAC string
+	MAC     string
+}
+
+// CreatePodLink connects the namespace by a veth: "eth0" in the pod with the address as a /32 and a default
+// route, HostLink in the calling thread's namespace with a /32 route to the pod. Neighbours are permanent
+// on both ends, so that no ARP is needed. A veth of ours that is right already is kept, one that
+// isn't is replaced; a device of somebody else is an error.
+func CreatePodLink(cfg PodLinkConfig) (PodLink, error) {
+	link, err := createPodLink(cfg)
+	if err != nil {
+		return PodLink{}, fmt.Errorf("connecting %s at %s: %w", cfg.NetNS, cfg.Address, err)
+	}
+	return link, nil
+}
+
+func createPodLink(cfg PodLinkConfig) (PodLink, error) {
+	if !cfg.Address.Is4() {
+		return PodLink{}, errors.New("the address is not IPv4")
+	}
+	if len(cfg.HostLink) == 0 || len(cfg.HostLink) >= unix.IFNAMSIZ {
+		return PodLink{}, fmt.Errorf("link name %q must have 1 to %d bytes", cfg.HostLink, unix.IFNAMSIZ-1)
+	}
+	ns, err := netns.GetFromPath(cfg.NetNS)
+	if err != nil {
+		return PodLink{}, fmt.Errorf("opening the network namespace: %w", err)
+	}
+	defer ns.Close()
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return PodLink{}, fmt.Errorf("entering the network namespace: %w", err)
+	}
+	defer pod.Close()
+
+	host, err := ensureVeth(cfg, ns, pod)
+	if err != nil {
+		return PodLink{}, err
+	}
+	inner, err := pod.LinkByName(podInterface)
+	if err != nil {
+		return PodLink{}, fmt.Errorf("finding %s in the pod: %w", podInterface, err)
+	}
+	if err := configurePodEnd(pod, inner, host.Attrs().HardwareAddr, cfg); err != nil {
+		return PodLink{}, err
+	}
+	if err := configureHostEnd(host, inner.Attrs().HardwareAddr, cfg); err != nil {
+		return PodLink{}, err
+	}
+	return PodLink{
+		IfIndex: host.Attrs().Index,
+		HostMAC: host.Attrs().HardwareAddr.String(),
+		MAC:     inner.Attrs().HardwareAddr.String(),
+	}, nil
+}
+
+// ensureVeth returns the node's end of the pod's veth.
+func ensureVeth(cfg PodLinkConfig, ns netns.NsHandle, pod *netlink.Handle) (netlink.Link, error) {
+	old, err := netlink.LinkByName(cfg.HostLink)
+	if err == nil {
+		if !isPodLink(old) {
+			return nil, fmt.Errorf("link %s exists and is not Causeway's: remove or rename it", cfg.HostLink)
+		}
+		if podLinkIsRight(old, pod, cfg) {
+			return old, nil
+		}
+		if err := netlink.LinkDel(old); err != nil {
+			return nil, fmt.Errorf("removing the outdated link %s: %w", cfg.HostLink, err)
+		}
+	} else if !isLinkNotFound(err) {
+		return nil, fmt.Errorf("finding link %s: %w", cfg.HostLink, err)
+	}
+	if _, err := pod.LinkByName(podInterface); err == nil {
+		return nil, fmt.Errorf("the pod has an %s already that is not Causeway's", podInterface)
+	}
+	return addVeth(cfg, ns)
+}
+
+// podLinkIsRight tells whether host is a veth to the pod's eth0, made for the same address.
+func podLinkIsRight(host netlink.Link, pod *netlink.Handle, cfg PodLinkConfig) bool {
+	inner, err := pod.LinkByName(podInterface)
+	return err == nil && host.Attrs().Alias == podLinkAlias+cfg.Address.String() &&
+		inner.Type() == "veth" && inner.Attrs().ParentIndex == host.Attrs().Index &&
+		host.Attrs().ParentIndex == inner.Attrs().Index
+}
+
+func addVeth(cfg PodLinkConfig, ns netns.NsHandle) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = cfg.HostLink, cfg.MTU
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podInterface, PeerNamespace: netlink.NsFd(int(ns)), PeerMTU: uint32(cfg.MTU)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("adding veth %s: %w", cfg.HostLink, err)
+	}
+	link, err := netlink.LinkByName(cfg.HostLink)
+	if err != nil {
+		return nil, fmt.Errorf("finding veth %s: %w", cfg.HostLink, err)
+	}
+	if err := netlink.LinkSetAlias(link, podLinkAlias+cfg.Address.String()); err != nil {
+		return nil, errors.Join(fmt.Errorf("setting the alias of %s: %w", cfg.HostLink, err), netlink.LinkDel(link))
+	}
+	return link, nil
+}
+
+func configurePodEnd(pod *netlink.Handle, inner netlink.Link, gatewayMAC net.HardwareAddr, cfg PodLinkConfig) error {
+	lo, err := pod.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding lo in the pod: %w", err)
+	}
+	index := inner.Attrs().Index
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"setting lo up", func() error { return pod.LinkSetUp(lo) }},
+		{"setting the MTU", func() error { return pod.LinkSetMTU(inner, cfg.MTU) }},
+		{"setting " + podInterface + " up", func() error { return pod.LinkSetUp(inner) }},
+		{"setting the address", func() error { return pod.AddrReplace(inner, &netlink.Addr{IPNet: hostNet(cfg.Address)}) }},
+		{"setting the gateway's MAC", func() error { return pod.NeighSet(neighbour(index, podGateway, gatewayMAC)) }},
+		{"setting the default route", func() error {
+			return pod.RouteReplace(&netlink.Route{
+				LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+				Gw: podGateway, Flags: int(netlink.FLAG_ONLINK),
+			})
+		}},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return fmt.Errorf("%s in the pod: %w", s.what, err)
+		}
+	}
+	return nil
+}
+
+func configureHostEnd(host netlink.Link, podMAC net.HardwareAddr, cfg PodLinkConfig) error {
+	index := host.Attrs().Index
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"setting the MTU", func() error { return netlink.LinkSetMTU(host, cfg.MTU) }},
+		{"disabling IPv6", func() error { return disableIPv6(cfg.HostLink) }},
+		{"setting the link up", func() error { return netlink.LinkSetUp(host) }},
+		{"setting the pod's MAC", func() error { return netlink.NeighSet(neighbour(index, cfg.Address.AsSlice(), podMAC)) }},
+		{"setting the route", func() error {
+			return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: hostNet(cfg.Address), Scope: netlink.SCOPE_LINK})
+		}},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return fmt.Errorf("%s of %s: %w", s.what, cfg.HostLink, err)
+		}
+	}
+	return nil
+}
+
+// disableIPv6 keeps the node's end of a veth from having an IPv6 address of its own, by
+// which a pod could reach the node around the pod program.
+func disableIPv6(link string) error {
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0o644)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // The kernel has no IPv6.
+	}
+	return err
+}
+
+// DeletePodLink removes a veth made by CreatePodLink; both ends go. One that isn't there is no error.
+func DeletePodLink(hostLink string) error {
+	link, err := netlink.LinkByName(hostLink)
+	if err != nil {
+		if isLinkNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("finding link %s: %w", hostLink, err)
+	}
+	if !isPodLink(link) {
+		return fmt.Errorf("link %s is not Causeway's; it is left alone", hostLink)
+	}
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing link %s: %w", hostLink, err)
+	}
+	return nil
+}
+
+// PodLinkExists returns the veth if it is there. Its MAC is empty: the pod's end is in the
+// pod's namespace.
+func PodLinkExists(hostLink string) (PodLink, bool, error) {
+	link, err := netlink.LinkByName(hostLink)
+	if err != nil {
+		if isLinkNotFound(err) {
+			return PodLink{}, false, nil
+		}
+		return PodLink{}, false, fmt.Errorf("finding link %s: %w", hostLink, err)
+	}
+	if !isPodLink(link) {
+		return PodLink{}, false, nil
+	}
+	return PodLink{IfIndex: link.Attrs().Index, HostMAC: link.Attrs().HardwareAddr.String()}, true, nil
+}
+
+func isPodLink(l netlink.Link) bool {
+	return l.Type() == "veth" && strings.HasPrefix(l.Attrs().Alias, podLinkAlias)
+}
+
+func isLinkNotFound(err error) bool { return errors.As(err, &netlink.LinkNotFoundError{}) }
+
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
+}
+
+func neighbour(index int, ip net.IP, mac net.HardwareAddr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: ip, HardwareAddr: mac}
+}

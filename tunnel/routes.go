@@ -1,0 +1,185 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"causeway/identity"
+)
+
+const (
+	// routeProtocol marks our routes in "ip route", so that others' are left alone.
+	routeProtocol = 0xca
+	// routeMetric is the metric of a route, less the ID of the cluster that owns it. This way the kernel keeps
+	// whose a route is while no agent runs.
+	routeMetric = 1000
+)
+
+// Routes keeps a route through the tunnel to the pod CIDRs of every other node, for this node's own
+// processes. Its methods are safe for concurrent use, and act on the network
+// namespace of the thread that called NewRoutes.
+type Routes struct {
+	mu     sync.Mutex
+	handle *netlink.Handle
+	device int
+	mtu    int
+	source netip.Addr
+	// nodes has what was last set for each node.
+	nodes map[identity.NodeName][]routeKey
+}
+
+// routeKey tells routes apart.
+type routeKey struct {
+	prefix netip.Prefix
+	owner  identity.ClusterID
+}
+
+// NewRoutes returns the routes through the device, for a node with this underlay address.
+func NewRoutes(device Device, source netip.Addr) (*Routes, error) {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return &Routes{
+		handle: handle, device: device.Index, mtu: device.MTU, source: source.Unmap(),
+		nodes: make(map[identity.NodeName][]routeKey),
+	}, nil
+}
+
+// Close lets go of the netlink socket; the routes stay.
+func (r *Routes) Close() error {
+	r.handle.Close()
+	return nil
+}
+
+// Update makes the node's pod CIDRs reachable, and those that it had before unreachable.
+// This node itself needs no routes.
+func (r *Routes) Update(_ context.Context, n identity.Node) error {
+	want := r.keys(n)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, err := r.list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	keep := make(map[routeKey]bool)
+	for _, key := range want {
+		keep[key] = true
+		if route, ok := have[key]; ok && r.isRight(route) {
+			continue
+		}
+		if err := r.handle.RouteReplace(r.route(key)); err != nil {
+			errs = append(errs, fmt.Errorf("setting the route to %s of node %s/%s: %w", key.prefix, n.Cluster, n.Name, err))
+		}
+	}
+	name := identity.NodeName{Cluster: n.Cluster, Node: n.Name}
+	for _, key := range r.nodes[name] {
+		if !keep[key] {
+			errs = append(errs, r.remove(key))
+		}
+	}
+	r.nodes[name] = want
+	return errors.Join(errs...)
+}
+
+// Delete removes the routes to the node's pod CIDRs.
+func (r *Routes) Delete(_ context.Context, n identity.Node) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.nodes, identity.NodeName{Cluster: n.Cluster, Node: n.Name})
+	var errs []error
+	for _, key := range r.keys(n) {
+		errs = append(errs, r.remove(key))
+	}
+	return errors.Join(errs...)
+}
+
+// Prune removes the routes that no desired node has, of clusters that have synced.
+func (r *Routes) Prune(_ context.Context, desired iter.Seq[identity.Node], synced func(identity.ClusterID) bool) error {
+	keep := make(map[routeKey]bool)
+	for n := range desired {
+		for _, key := range r.keys(n) {
+			keep[key] = true
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, err := r.list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for key := range have {
+		if !keep[key] && synced(key.owner) {
+			errs = append(errs, r.remove(key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keys returns the routes that the node needs.
+func (r *Routes) keys(n identity.Node) []routeKey {
+	if n.Local || n.Address == r.source {
+		return nil
+	}
+	var keys []routeKey
+	for _, p := range n.PodCIDRs {
+		if p.Addr().Is4() {
+			keys = append(keys, routeKey{prefix: p.Masked(), owner: n.ClusterID})
+		}
+	}
+	return keys
+}
+
+// list returns our routes as they are in the kernel.
+func (r *Routes) list() (map[routeKey]netlink.Route, error) {
+	filter := &netlink.Route{LinkIndex: r.device, Protocol: routeProtocol}
+	routes, err := r.handle.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	have := make(map[routeKey]netlink.Route, len(routes))
+	for _, route := range routes {
+		owner := route.Priority - routeMetric
+		if route.Dst == nil || owner <= 0 || owner > 255 {
+			continue
+		}
+		addr, _ := netip.AddrFromSlice(route.Dst.IP)
+		bits, _ := route.Dst.Mask.Size()
+		have[routeKey{prefix: netip.PrefixFrom(addr.Unmap(), bits), owner: identity.ClusterID(owner)}] = route
+	}
+	return have, nil
+}
+
+func (r *Routes) isRight(route netlink.Route) bool {
+	return route.MTU == r.mtu && route.Src.Equal(r.source.AsSlice())
+}
+
+func (r *Routes) remove(key routeKey) error {
+	if err := r.handle.RouteDel(r.route(key)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("removing the route to %s: %w", key.prefix, err)
+	}
+	return nil
+}
+
+// route has the node's address as its source: it is what the other nodes let the node send as.
+func (r *Routes) route(key routeKey) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: r.device,
+		Scope:     netlink.SCOPE_LINK,
+		Dst:       &net.IPNet{IP: key.prefix.Addr().AsSlice(), Mask: net.CIDRMask(key.prefix.Bits(), 32)},
+		Src:       r.source.AsSlice(),
+		MTU:       r.mtu,
+		Priority:  routeMetric + int(key.owner),
+		Protocol:  routeProtocol,
+	}
+}
