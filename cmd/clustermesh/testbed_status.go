@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"causeway/testbed"
+
+	"github.com/spf13/cobra"
+)
+
+func newTestbedStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "What is in the test-bed, and how it is",
+		Example: `  clustermesh testbed status
+  clustermesh testbed status -o json | jq '.clusters[].nodes[].problems'`,
+		Args: cobra.NoArgs,
+	}
+	return withOutput(cmd, func(cmd *cobra.Command, _ []string) (*testbed.Status, error) {
+		bed, err := openBed(cmd)
+		if err != nil {
+			return nil, err
+		}
+		return bed.Status(cmd.Context())
+	}, printTestbedStatus)
+}
+
+func printTestbedStatus(p *printer, s *testbed.Status) {
+	verdict := p.paint(green, "ok")
+	if !s.OK {
+		verdict = p.paint(red, "problems")
+	}
+	p.printf("test-bed in %s: %s, up %s\n\n", s.Dir, verdict, p.age(s.Created))
+	t := newTable("PLACE", "ADDRESS", "PODS", "PID", "NAMESPACE", "STATUS")
+	for _, c := range s.Clusters {
+		t.add(c.Name+"/kvstore", c.KVStore.Address, "", pid(c.KVStore.PID), c.KVStore.NetNS, aliveWord(c.KVStore))
+		for _, n := range c.Nodes {
+			status := "ok"
+			if !n.OK {
+				status = "error: " + strings.Join(n.Problems, "; ")
+			}
+			t.add(c.Name+"/"+n.Name, n.Address, n.PodCIDR, pid(n.PID), n.NetNS, status)
+		}
+	}
+	p.table(t)
+	if len(s.Pods) > 0 {
+		p.printf("\n")
+		printPods(p, s.Pods)
+	}
+	for _, part := range s.Partitions {
+		p.printf("\n%s", p.paint(yellow, "partition: "+part.String()))
+	}
+	if len(s.Partitions) > 0 {
+		p.printf("\n")
+	}
+	p.printf("\nEnter a place with: clustermesh testbed exec PLACE -- bash   (the network between them is %q)\n", "underlay")
+}
+
+func pid(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
+func aliveWord(s testbed.ProcessStatus) string {
+	if s.Alive {
+		return "ok"
+	}
+	return "error: it does not run"
+}
+
+func printPods(p *printer, pods []testbed.PodStatus) {
+	t := newTable("POD", "NODE", "ADDRESS", "LABELS", "PID", "STATUS")
+	for _, pod := range pods {
+		status := pod.State
+		if pod.ExitCode != nil {
+			status = fmt.Sprintf("%s with %d", status, *pod.ExitCode)
+		}
+		t.add(pod.Cluster+"/"+pod.Name, pod.Node, pod.Address, labelText(pod.Labels), pid(pod.PID), status)
+	}
+	p.table(t)
+}
+
+func labelText(labels map[string]string) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		parts = append(parts, k+"="+labels[k])
+	}
+	return strings.Join(parts, ",")
+}

@@ -1,0 +1,161 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	"causeway/agent/api"
+	"causeway/datapath"
+)
+
+const (
+	// lookInterval is how often the kernel's map is read while it is waited for: it bounds the error of a sample.
+	lookInterval = 250 * time.Microsecond
+	// sampleTimeout is when a sample is given up, and the demo with it.
+	sampleTimeout = 10 * time.Second
+)
+
+// DemoPropagation is how long it took from the request that added an endpoint in west
+// until east's kernel knew its address, in milliseconds.
+type DemoPropagation struct {
+	P50     float64 `json:"p50"`
+	P99     float64 `json:"p99"`
+	Samples int     `json:"samples"`
+}
+
+// measurePropagation adds endpoints in west, one after the other, and looks into the maps of a node in east.
+func (d *demo) measurePropagation(ctx context.Context) (string, error) {
+	client := d.bed.Client("west", nodeName(1))
+	defer client.Close()
+	east := d.kernel.nodes[0]
+	samples := make([]time.Duration, 0, d.o.Samples)
+	for i := range d.o.Samples {
+		took, err := d.sample(ctx, client, east.maps, fmt.Sprintf("probe-%d", i+1))
+		if err != nil {
+			return "", fmt.Errorf("after %d samples: %w", i, err)
+		}
+		samples = append(samples, took)
+	}
+	p := DemoPropagation{P50: percentile(samples, 50), P99: percentile(samples, 99), Samples: len(samples)}
+	d.result.Propagation = p
+	return fmt.Sprintf("p50 %.1f ms, p99 %.1f ms of %d", p.P50, p.P99, p.Samples), nil
+}
+
+// sample measures one endpoint, and takes it away again.
+func (d *demo) sample(ctx context.Context, client *api.Client, maps *datapath.Maps, name string) (took time.Duration, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, sampleTimeout, fmt.Errorf("%s is not known after %v", name, sampleTimeout))
+	defer cancel()
+	ns := d.bed.podNS("west", name)
+	if err := createNS(ns); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, deleteNS(ns)) }()
+	known, err := prefixes(maps)
+	if err != nil {
+		return 0, err
+	}
+
+	added := make(chan addition, 1) // one send, so that the sender never waits
+	began := time.Now()
+	go func() {
+		ep, err := client.AddEndpoint(ctx, api.EndpointRequest{
+			Namespace: "default", Name: name, Labels: map[string]string{"app": "probe"}, NetNS: netnsPath(ns),
+		})
+		added <- addition{ep, err}
+	}()
+	prefix, took, err := lookFor(ctx, maps, known, began, added)
+	if err != nil {
+		return 0, err
+	}
+	if err := client.DeleteEndpoint(ctx, "default", name); err != nil {
+		return 0, err
+	}
+	return took, waitUnknown(ctx, maps, prefix)
+}
+
+// addition is the outcome of adding an endpoint.
+type addition struct {
+	endpoint *api.Endpoint
+	err      error
+}
+
+// lookFor returns when the address of the endpoint that is being added appeared in the map. The agent says which address that is only
+// afterwards, perhaps after it has appeared, so the time of every new one is kept.
+func lookFor(ctx context.Context, maps *datapath.Maps, known map[netip.Prefix]time.Duration, began time.Time, added <-chan addition) (netip.Prefix, time.Duration, error) {
+	var want netip.Prefix
+	var failed error
+	for {
+		entries, err := maps.ListAddresses()
+		now := time.Since(began)
+		if err != nil {
+			failed = err
+		}
+		for _, e := range entries {
+			if _, ok := known[e.Prefix]; !ok {
+				known[e.Prefix] = now
+			}
+		}
+		if took, ok := known[want]; ok && took > 0 {
+			return want, took, nil
+		}
+		if failed != nil && added == nil {
+			return want, 0, failed
+		}
+		select {
+		case a := <-added:
+			added = nil // never ready again
+			if a.err != nil {
+				return want, 0, a.err
+			}
+			want = netip.PrefixFrom(a.endpoint.Address, a.endpoint.Address.BitLen())
+			delete(known, netip.Prefix{})
+		case <-ctx.Done():
+			failed = context.Cause(ctx) // the addition ends with ctx too, and is waited for
+			if added == nil {
+				return want, 0, failed
+			}
+		case <-time.After(lookInterval):
+		}
+	}
+}
+
+// prefixes returns what the map holds, seen at time 0.
+func prefixes(maps *datapath.Maps) (map[netip.Prefix]time.Duration, error) {
+	entries, err := maps.ListAddresses()
+	known := make(map[netip.Prefix]time.Duration, len(entries))
+	for _, e := range entries {
+		known[e.Prefix] = 0
+	}
+	return known, err
+}
+
+// waitUnknown waits until the map has forgotten an address.
+func waitUnknown(ctx context.Context, maps *datapath.Maps, prefix netip.Prefix) error {
+	for {
+		_, known, err := maps.LookupAddress(prefix)
+		if err != nil || !known {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is still known: %w", prefix, context.Cause(ctx))
+		case <-time.After(lookInterval):
+		}
+	}
+}
+
+// percentile returns the p-th percentile by nearest rank, in milliseconds to a tenth.
+func percentile(samples []time.Duration, p int) float64 {
+	if len(samples) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(samples))
+	rank := (len(sorted)*p + 99) / 100
+	ms := sorted[rank-1].Seconds() * 1000
+	return math.Round(ms*10) / 10
+}

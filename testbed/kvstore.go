@@ -1,0 +1,125 @@
+package testbed
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// pollInterval is how often something that cannot be watched is asked again.
+const pollInterval = 10 * time.Millisecond
+
+// startKVStore starts a cluster's etcd and waits until it answers.
+func (b *Bed) startKVStore(ctx context.Context, s *State, c *ClusterState) error {
+	cgroup := s.cgroup(cgroupKVStore(c.Name))
+	if err := makeCgroup(cgroup); err != nil {
+		return err
+	}
+	pki := b.pki(c.Name)
+	p, err := spawn(spec{
+		argv: []string{b.binary(), "kvstore",
+			"--data-dir", b.path(c.Name, kvstoreName, "data"),
+			"--listen-client", kvstoreEndpoint(c.KVStore.Address),
+			"--ca", filepath.Join(pki, caFile+".crt"),
+			"--cert", filepath.Join(pki, serverFile+".crt"),
+			"--key", filepath.Join(pki, serverFile+".key"),
+			// A killed process loses nothing that it has written; only a machine could.
+			"--unsafe-no-fsync"},
+		env: b.environ(""), netns: b.kvstoreNS(c.Name), cgroup: cgroup, log: b.kvstoreLog(c.Name),
+	})
+	if err != nil {
+		return err
+	}
+	err = b.update(ctx, func(s *State) error {
+		c, err := s.cluster(c.Name)
+		if err == nil {
+			c.KVStore.Process = p
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return b.waitKVStore(ctx, c, p)
+}
+
+func kvstoreEndpoint(a netip.Addr) string { return netip.AddrPortFrom(a, kvstorePort).String() }
+
+// waitKVStore asks the store for its health until it is well.
+func (b *Bed) waitKVStore(ctx context.Context, c *ClusterState, p *Process) error {
+	client, err := b.kvstoreHTTP(c)
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	url := "https://" + kvstoreEndpoint(c.KVStore.Address) + "/health"
+	for {
+		err := askHealth(ctx, client, url)
+		if err == nil {
+			return nil
+		}
+		if !p.alive() {
+			return withLog(fmt.Errorf("the store of cluster %s ended right after its start", c.Name), b.kvstoreLog(c.Name))
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), context.Canceled) {
+				return ctx.Err()
+			}
+			return withLog(fmt.Errorf("the store of cluster %s does not answer (%w): %w", c.Name, err, context.Cause(ctx)), b.kvstoreLog(c.Name))
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// kvstoreHTTP returns a client that speaks to a store as an agent does, from within the store's namespace.
+func (b *Bed) kvstoreHTTP(c *ClusterState) (*http.Client, error) {
+	pki := b.pki(c.Name)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(pki, agentFile+".crt"), filepath.Join(pki, agentFile+".key"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(filepath.Join(pki, caFile+".crt"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	dial := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		nsErr := inNS(b.kvstoreNS(c.Name), func() error {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, nsErr
+	}
+	return &http.Client{
+		Timeout:   time.Second,
+		Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}},
+	}, nil
+}
+
+func askHealth(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return nil
+}

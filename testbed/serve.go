@@ -1,0 +1,78 @@
+package testbed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+)
+
+// ServedByHeader names who answered, in every answer of [Serve].
+const ServedByHeader = "X-Served-By"
+
+// drainTime is what requests in flight get when a server is told to end.
+const drainTime = 2 * time.Second
+
+// Served is the body of an answer of [Serve].
+type Served struct {
+	ServedBy string      `json:"servedBy"`
+	Hostname string      `json:"hostname"`
+	Address  string      `json:"address"` // that the request came to, after translation
+	Client   string      `json:"client"`  // that it came from
+	Method   string      `json:"method"`
+	Path     string      `json:"path"`
+	Host     string      `json:"host"`
+	Headers  http.Header `json:"headers"`
+}
+
+// Serve answers HTTP requests on listen with who it is and what it saw, until ctx
+// ends; then it takes no more and finishes those that it has. ready, if set, is told the address.
+func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("port %s is taken by another program here: choose another with --listen, or end that program (%w)", listen, err)
+	}
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w", listen, err)
+	}
+	server := &http.Server{Handler: echo(name), ReadHeaderTimeout: 10 * time.Second}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ln) }()
+	if ready != nil {
+		ready(ln.Addr())
+	}
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serving on %s: %w", listen, err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	err = server.Shutdown(drain)
+	if err != nil {
+		server.Close() // requests that take longer than drainTime
+	}
+	<-ended
+	return err
+}
+
+func echo(name string) http.Handler {
+	hostname, _ := os.Hostname()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served := Served{
+			ServedBy: name, Hostname: hostname, Client: r.RemoteAddr,
+			Method: r.Method, Path: r.URL.Path, Host: r.Host, Headers: r.Header,
+		}
+		if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+			served.Address = a.String()
+		}
+		w.Header().Set(ServedByHeader, name)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(served) // the client has gone; nobody is left to tell
+	})
+}

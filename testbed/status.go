@@ -1,0 +1,128 @@
+package testbed
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"causeway/identity"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// statusTimeout bounds how long one agent is waited for.
+const statusTimeout = time.Second
+
+// Status is a bed as it is now.
+type Status struct {
+	Dir     string    `json:"dir"`
+	ID      string    `json:"id"`
+	Phase   string    `json:"phase"`
+	Created time.Time `json:"created"`
+	// OK is true if everything that should run does, and every agent is well.
+	OK         bool            `json:"ok"`
+	Clusters   []ClusterStatus `json:"clusters"`
+	Pods       []PodStatus     `json:"pods"`
+	Partitions []Partition     `json:"partitions"`
+	// Underlay is the network namespace of the switch between the nodes.
+	Underlay string `json:"underlay"`
+}
+
+// ClusterStatus is one cluster.
+type ClusterStatus struct {
+	Name        string             `json:"name"`
+	ID          identity.ClusterID `json:"id"`
+	PodCIDR     netip.Prefix       `json:"podCIDR"`
+	ServiceCIDR netip.Prefix       `json:"serviceCIDR"`
+	KVStore     ProcessStatus      `json:"kvstore"`
+	Nodes       []NodeStatus       `json:"nodes"`
+}
+
+// ProcessStatus is a store, or the part of a node that every process has.
+type ProcessStatus struct {
+	Address netip.Addr `json:"address"`
+	PID     int        `json:"pid,omitempty"`
+	Alive   bool       `json:"alive"`
+	NetNS   string     `json:"netns"`
+	Log     string     `json:"log"`
+}
+
+// NodeStatus is one node; its process is its agent.
+type NodeStatus struct {
+	Name    string       `json:"name"`
+	PodCIDR netip.Prefix `json:"podCIDR"`
+	ProcessStatus
+	Socket string `json:"socket"`
+	// Down is true for a node that was killed.
+	Down bool `json:"down"`
+	// OK and Problems are what the agent says of itself.
+	OK       bool     `json:"ok"`
+	Problems []string `json:"problems"`
+}
+
+// Status returns how everything in the bed is, as asked just now.
+func (b *Bed) Status(ctx context.Context) (*Status, error) {
+	s, err := b.readState()
+	if err != nil {
+		return nil, err
+	}
+	st := &Status{
+		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(),
+		Pods: b.podStatuses(s), Partitions: append([]Partition{}, s.Partitions...),
+		Clusters: make([]ClusterStatus, len(s.Clusters)),
+	}
+	var g errgroup.Group
+	g.SetLimit(parallel)
+	for i, c := range s.Clusters {
+		st.Clusters[i] = ClusterStatus{
+			Name: c.Name, ID: c.ID, PodCIDR: clusterPodCIDR(c.ID), ServiceCIDR: clusterServiceCIDR(c.ID),
+			KVStore: processStatus(c.KVStore.Process, c.KVStore.Address, b.kvstoreNS(c.Name), b.kvstoreLog(c.Name)),
+			Nodes:   make([]NodeStatus, len(c.Nodes)),
+		}
+		for j, n := range c.Nodes {
+			g.Go(func() error {
+				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, len(s.Clusters), c.Name, n)
+				return nil
+			})
+		}
+	}
+	_ = g.Wait()
+	for _, c := range st.Clusters {
+		st.OK = st.OK && c.KVStore.Alive
+		for _, n := range c.Nodes {
+			st.OK = st.OK && n.OK
+		}
+	}
+	return st, nil
+}
+
+func processStatus(p *Process, address netip.Addr, netns, log string) ProcessStatus {
+	st := ProcessStatus{Address: address, Alive: p.alive(), NetNS: netns, Log: log}
+	if st.Alive {
+		st.PID = p.PID
+	}
+	return st
+}
+
+func (b *Bed) nodeStatus(ctx context.Context, stores int, cluster string, n NodeState) NodeStatus {
+	st := NodeStatus{
+		Name: n.Name, PodCIDR: n.PodCIDR, Socket: b.socket(cluster, n.Name), Down: n.Down, Problems: []string{},
+		ProcessStatus: processStatus(n.Agent, n.Address, b.nodeNS(cluster, n.Name), b.agentLog(cluster, n.Name)),
+	}
+	switch {
+	case n.Down:
+		st.Problems = append(st.Problems, "the node was killed")
+	case !st.Alive:
+		st.Problems = append(st.Problems, "its agent does not run")
+	default:
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
+		client := b.Client(cluster, n.Name)
+		defer client.Close()
+		problem := agentProblem(ctx, client, stores)
+		if st.OK = problem == ""; !st.OK {
+			st.Problems = append(st.Problems, problem)
+		}
+	}
+	return st
+}
