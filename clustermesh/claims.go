@@ -1,0 +1,80 @@
+package clustermesh
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"causeway/identity"
+)
+
+// Claims knows which cluster holds which ID and pod ranges, over all channels: the first to claim
+// holds, and this agent's own cluster always was first. Safe for concurrent use.
+type Claims struct {
+	mu       sync.Mutex
+	clusters map[string]identity.ClusterInfo
+}
+
+// NewClaims returns claims that this agent's own cluster holds.
+func NewClaims(self identity.ClusterInfo) *Claims {
+	return &Claims{clusters: map[string]identity.ClusterInfo{self.Name: self}}
+}
+
+// Claim lets a cluster have what it announces, or says which other cluster has it already.
+func (c *Claims) Claim(info identity.ClusterInfo) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, other := range c.clusters {
+		if name == info.Name {
+			continue
+		}
+		if other.ID == info.ID {
+			return fmt.Errorf("cluster %s: ID %d is cluster %s's; give one of them another ID", info.Name, info.ID, name)
+		}
+		if a, b, ok := overlap(info.PodCIDRs, other.PodCIDRs); ok {
+			return fmt.Errorf("cluster %s: pod range %s overlaps %s of cluster %s; give one of them another range", info.Name, a, b, name)
+		}
+	}
+	c.clusters[info.Name] = info
+	return nil
+}
+
+// Ranges returns every pod and service range that any cluster announces: addresses there are of the
+// mesh, and of nobody else.
+func (c *Claims) Ranges() []netip.Prefix {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []netip.Prefix
+	for _, info := range c.clusters {
+		out = append(out, info.PodCIDRs...)
+		if info.ServiceCIDR.IsValid() {
+			out = append(out, info.ServiceCIDR)
+		}
+	}
+	return out
+}
+
+// PodRange returns the pod range that holds an address, and whose it is.
+func (c *Claims) PodRange(ip netip.Addr) (cluster string, prefix netip.Prefix, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, info := range c.clusters {
+		for _, p := range info.PodCIDRs {
+			if p.Contains(ip) {
+				return name, p, true
+			}
+		}
+	}
+	return "", netip.Prefix{}, false
+}
+
+func overlap(a, b []netip.Prefix) (netip.Prefix, netip.Prefix, bool) {
+	for _, x := range a {
+		for _, y := range b {
+			if x.Overlaps(y) {
+				return x, y, true
+			}
+		}
+	}
+	return netip.Prefix{}, netip.Prefix{}, false
+}

@@ -1,0 +1,267 @@
+package clustermesh
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"causeway/identity"
+	"causeway/kvstore"
+)
+
+// orphanGrace is how long entries of a node outlive the loss of a whole store once the
+// node has published anew, so that what it is still writing is not taken for gone.
+const orphanGrace = 30 * time.Second
+
+// FollowerConfig says whose store to follow, and into which tables.
+type FollowerConfig struct {
+	// Cluster and ID that the channel speaks for, and for nobody else.
+	Cluster string
+	ID      identity.ClusterID
+	// Self is the node that this agent runs on. What the channel of its own cluster
+	// says about it is not followed (the node knows better) but collected: see Own.
+	Self         identity.NodeName
+	SelfPodCIDRs []netip.Prefix
+	Store        kvstore.Store
+	Tables       *Tables
+	// Refusals collects what is refused, of all channels.
+	Refusals *Refusals
+	// Synced is called once, after the first complete listing has been applied.
+	Synced func()
+	// Own is called after every listing of the own cluster's store with the keys
+	// that the store holds in this node's name.
+	Own func(keys []string)
+	// Changed is called when the cluster's announced ranges may have changed.
+	Changed func()
+	// Claims knows what the other channels hold, so that two clusters cannot have one range.
+	Claims *Claims
+	Log    *slog.Logger
+}
+
+// Follower follows one cluster's store into the tables. All of its state belongs to the
+// goroutine of Run; what others may ask for is behind mu.
+type Follower struct {
+	FollowerConfig
+	local bool
+
+	// info is what the cluster says about itself; nothing else is accepted before it is known.
+	info *identity.ClusterInfo
+	// accepted are the keys whose rows are in the tables.
+	accepted map[string]struct{}
+	// waiting are entries that were not accepted, refused or too early, with their values, so
+	// that they can be judged again when what they depend on changes.
+	waiting      map[string][]byte
+	waitingBytes int
+	// own are the keys that the own cluster's store holds in this node's name.
+	own map[string]struct{}
+	// changed is set when something that waiting entries may depend on has changed.
+	changed bool
+	// marks are the nodes whose synced mark is in the store.
+	marks map[string]time.Time
+	// orphans are entries whose store was lost: gone from it, but not by their owner's will.
+	orphans map[string]struct{}
+
+	mu        sync.Mutex
+	listed    bool
+	synced    bool
+	count     int
+	held      int
+	heartbeat time.Time
+	cluster   *identity.ClusterInfo
+	lost      bool
+}
+
+// NewFollower returns a follower that does nothing until Run.
+func NewFollower(cfg FollowerConfig) *Follower {
+	return &Follower{
+		FollowerConfig: cfg,
+		local:          cfg.Cluster == cfg.Self.Cluster,
+		accepted:       map[string]struct{}{},
+		waiting:        map[string][]byte{},
+		own:            map[string]struct{}{},
+		marks:          map[string]time.Time{},
+		orphans:        map[string]struct{}{},
+	}
+}
+
+// State of a follower, for status.
+type State struct {
+	Synced    bool
+	Accepted  int
+	Heartbeat time.Time
+	// Lost is true while the store has been emptied and its entries are held from memory; Held counts those.
+	Lost bool
+	Held int
+	Info *identity.ClusterInfo
+}
+
+// State returns the follower's state as of the last batch.
+func (f *Follower) State() State {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return State{Synced: f.synced, Accepted: f.count, Heartbeat: f.heartbeat, Lost: f.lost, Held: f.held, Info: f.cluster}
+}
+
+// Run follows the store until ctx ends. Losing the store loses nothing: the tables stay as they are.
+func (f *Follower) Run(ctx context.Context) error {
+	watch := f.Store.Watch(ctx, kvstore.Prefix)
+	grace := time.NewTicker(orphanGrace / 3)
+	defer grace.Stop()
+	for {
+		select {
+		case batch, ok := <-watch:
+			if !ok {
+				if ctx.Err() == nil {
+					return fmt.Errorf("following the store of cluster %s: %w", f.Cluster, kvstore.ErrClosed)
+				}
+				return nil
+			}
+			f.apply(batch)
+		case now := <-grace.C:
+			f.dropOrphans(now)
+		}
+	}
+}
+
+// apply brings the tables to what the batch says, in one transaction.
+func (f *Follower) apply(batch kvstore.Batch) {
+	events := newest(batch.Events)
+	f.restoreLost(events)
+
+	txn := f.write()
+	defer txn.Abort()
+	for _, ev := range events {
+		switch {
+		case ev.Kind == kvstore.EventPut:
+			delete(f.orphans, ev.Key)
+			f.put(txn, ev.Key, ev.Value)
+		case f.info == nil && f.holds(ev.Key):
+			// The store no longer says whose it is: it was emptied or restored. Its owners
+			// have withdrawn nothing.
+			f.orphans[ev.Key] = struct{}{}
+		default:
+			f.delete(txn, ev.Key)
+		}
+	}
+	f.judgeAgain(txn)
+	txn.Commit()
+	f.report(batch)
+}
+
+// holds tells whether the tables have the key's rows.
+func (f *Follower) holds(key string) bool {
+	_, ok := f.accepted[key]
+	return ok
+}
+
+// restoreLost notes, before anything of a batch is applied, that the store lost or found its
+// own name: the cluster key decides how the deletions beside it are read.
+func (f *Follower) restoreLost(events []kvstore.Event) {
+	for _, ev := range events {
+		if ev.Key == identity.ClusterKey && ev.Kind == kvstore.EventDelete && f.info != nil {
+			f.Log.Warn("the store was emptied; its entries are held until their owners publish again", "cluster", f.Cluster, "entries", len(f.accepted))
+			f.info = nil
+			clear(f.marks)
+		}
+	}
+}
+
+// dropOrphans removes what nodes that have published again after the loss of their store did not renew.
+func (f *Follower) dropOrphans(now time.Time) {
+	if len(f.orphans) == 0 || f.info == nil {
+		return
+	}
+	txn := f.write()
+	defer txn.Abort()
+	for key := range f.orphans {
+		node, ok := f.ownerNode(key)
+		if !ok {
+			continue
+		}
+		if at, marked := f.marks[node]; marked && now.Sub(at) > orphanGrace {
+			delete(f.orphans, key)
+			f.delete(txn, key)
+		}
+	}
+	txn.Commit()
+}
+
+func (f *Follower) report(batch kvstore.Batch) {
+	f.mu.Lock()
+	announced := f.cluster != f.info
+	// An empty store has said nothing: there is no sync without the cluster's own entry.
+	f.listed = f.listed || batch.Listed
+	first := !f.synced && f.listed && f.info != nil
+	f.synced = f.synced || first
+	f.count, f.held = len(f.accepted), len(f.orphans)
+	f.cluster = f.info
+	f.lost = f.info == nil && len(f.orphans) > 0
+	f.mu.Unlock()
+
+	if announced && f.Changed != nil {
+		f.Changed()
+	}
+	if batch.Listed && f.local && f.Own != nil {
+		f.Own(f.ownKeys())
+	}
+	if first && f.Synced != nil {
+		f.Synced()
+	}
+}
+
+// ownKeys lists the keys that the store holds in this node's name.
+func (f *Follower) ownKeys() []string {
+	keys := slices.Sorted(maps.Keys(f.own))
+	if f.info != nil {
+		keys = append(keys, identity.ClusterKey)
+	}
+	return keys
+}
+
+// acceptHeartbeat notes when the channel last carried a new heartbeat, by this node's own clock.
+func (f *Follower) acceptHeartbeat(key string, value []byte) error {
+	if _, err := identity.DecodeHeartbeat(key, value); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.heartbeat = time.Now()
+	f.mu.Unlock()
+	return nil
+}
+
+// newest keeps the last event of every key, in an order in which what others depend on comes
+// first: the cluster, its nodes, then the rest.
+func newest(events []kvstore.Event) []kvstore.Event {
+	last := make(map[string]int, len(events))
+	for i, ev := range events {
+		last[ev.Key] = i
+	}
+	out := make([]kvstore.Event, 0, len(last))
+	for i, ev := range events {
+		if last[ev.Key] == i {
+			out = append(out, ev)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b kvstore.Event) int { return rank(a) - rank(b) })
+	return out
+}
+
+// rank orders puts from the cluster down to addresses and deletions the other way round, puts first.
+func rank(ev kvstore.Event) int {
+	kind := strings.TrimPrefix(ev.Key, kvstore.Prefix)
+	kind, _, _ = strings.Cut(kind, "/")
+	r, ok := map[string]int{"cluster": 0, "nodes": 1, "identities": 2, "services": 3, "addresses": 4, "slices": 5, "synced": 6}[kind]
+	if !ok {
+		r = 7
+	}
+	if ev.Kind == kvstore.EventDelete {
+		return 20 - r
+	}
+	return r
+}

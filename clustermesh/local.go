@@ -1,0 +1,299 @@
+package clustermesh
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/statedb"
+
+	"causeway/identity"
+	"causeway/lb"
+)
+
+// LocalConfig says what this node is.
+type LocalConfig struct {
+	Tables  *Tables
+	Node    identity.Node
+	Cluster identity.ClusterInfo
+	Log     *slog.Logger
+}
+
+// Local is the source for what this node owns. From the endpoints table and the cluster's services it
+// writes this node's own rows (addresses and backends work without any store) and the publications
+// that make them known to everybody else.
+type Local struct {
+	LocalConfig
+	sequence uint64
+	// slices are those that this node offers now, by service.
+	slices map[lb.Name][]lb.Slice
+	after  chan func()
+}
+
+// NewLocal returns a source that writes nothing until Run, except for the node itself.
+func NewLocal(cfg LocalConfig) (*Local, error) {
+	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, after: make(chan func(), 1)}
+	l.Node.Local = true
+	return l, l.putNode()
+}
+
+// putNode writes the node's own rows and its first publications.
+func (l *Local) putNode() error {
+	t := l.Tables
+	txn := t.DB.WriteTxn(t.Nodes, t.Addresses, t.Publications)
+	defer txn.Abort()
+	if _, err := Put(txn, t.Nodes, l.Node, equal); err != nil {
+		return err
+	}
+	if err := PutNodeAddresses(txn, t, l.Node); err != nil {
+		return err
+	}
+	if err := l.publish(txn, identity.ClusterKey, identity.EncodeCluster(l.Cluster), false); err != nil {
+		return err
+	}
+	if err := l.publish(txn, identity.NodeKey(l.Node.Cluster, l.Node.Name), identity.EncodeNode(l.Node), true); err != nil {
+		return err
+	}
+	txn.Commit()
+	return nil
+}
+
+// Own tells the source what the store holds in this node's name, after a listing of it.
+func (l *Local) Own(ctx context.Context, keys []string) {
+	l.After(ctx, func() {
+		if err := l.repair(keys); err != nil {
+			l.Log.Error("this node's entries in the store are not compared with what they should be", "error", err)
+		}
+	})
+}
+
+// After runs f once everything that is in the tables now has had its effect on this node's own rows.
+func (l *Local) After(ctx context.Context, f func()) {
+	select {
+	case l.after <- f:
+	case <-ctx.Done():
+	}
+}
+
+// Run keeps rows and publications in step with endpoints and services until ctx ends.
+func (l *Local) Run(ctx context.Context) error {
+	t := l.Tables
+	txn := t.DB.WriteTxn(t.Endpoints, t.Services)
+	endpoints, err := t.Endpoints.Changes(txn)
+	if err != nil {
+		txn.Abort()
+		return err
+	}
+	services, err := t.Services.Changes(txn)
+	if err != nil {
+		txn.Abort()
+		return err
+	}
+	txn.Commit()
+
+	var after []func()
+	for {
+		read := t.DB.ReadTxn()
+		dirty := map[lb.Name]struct{}{}
+		changed, moreEndpoints := endpoints.Next(read)
+		for change := range changed {
+			if err := l.endpoint(read, change.Object.Object, change.Deleted, dirty); err != nil {
+				return err
+			}
+		}
+		declared, moreServices := services.Next(read)
+		for change := range declared {
+			if change.Object.Object.Cluster == l.Node.Cluster {
+				dirty[change.Object.Object.Name] = struct{}{}
+			}
+		}
+		for name := range dirty {
+			if err := l.service(read, name); err != nil {
+				return err
+			}
+		}
+		for _, f := range after {
+			f()
+		}
+		after = nil
+		select {
+		case <-moreEndpoints:
+		case <-moreServices:
+		case f := <-l.after:
+			after = append(after, f) // not before what was committed until now has been seen
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// endpoint brings the address row and publication of one endpoint up to date, and notes the services
+// that it concerns.
+func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, dirty map[lb.Name]struct{}) error {
+	for name, held := range l.slices {
+		if name.Namespace == ep.Namespace && holdsBackend(held, ep.Address) {
+			dirty[name] = struct{}{}
+		}
+	}
+	for row := range l.Tables.Services.Prefix(read, l.Tables.Services.ByKey(l.Node.Cluster+"/"+ep.Namespace+"/")) {
+		if ep.Labels.Matches(row.Object.Selector) {
+			dirty[row.Object.Name] = struct{}{}
+		}
+	}
+	if !ep.Address.IsValid() {
+		return nil
+	}
+	t := l.Tables
+	row := identity.Address{
+		Cluster: l.Node.Cluster, ClusterID: l.Node.ClusterID,
+		Prefix:   netip.PrefixFrom(ep.Address, ep.Address.BitLen()),
+		Identity: ep.Identity, Node: l.Node.Name, NodeAddress: l.Node.Address, Endpoint: ep.ID(), Local: true,
+	}
+	txn := t.DB.WriteTxn(t.Addresses, t.Publications)
+	defer txn.Abort()
+	key := identity.AddressKey(l.Node.Cluster, ep.Address)
+	old, _, had := t.Addresses.Get(txn, t.Addresses.ByKey(t.Addresses.Key(row)))
+	switch {
+	case gone && had && old.Object.Endpoint == ep.ID():
+		if err := Remove(txn, t.Addresses, t.Addresses.Key(row)); err != nil {
+			return err
+		}
+		if err := Remove(txn, t.Publications, key); err != nil {
+			return err
+		}
+	case !gone:
+		if had {
+			row.Version = old.Object.Version
+		}
+		if had && equal(old.Object, row) {
+			return nil // a status of the endpoint's changed, not the endpoint
+		}
+		row.Version = l.next()
+		if _, err := Put(txn, t.Addresses, row, equal); err != nil {
+			return err
+		}
+		if err := l.publish(txn, key, identity.EncodeAddress(row), true); err != nil {
+			return err
+		}
+	}
+	txn.Commit()
+	return nil
+}
+
+func holdsBackend(held []lb.Slice, address netip.Addr) bool {
+	for _, slice := range held {
+		for _, backend := range slice.Backends {
+			if backend.Address == address {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// service brings this node's slices of one service up to date.
+func (l *Local) service(read statedb.ReadTxn, name lb.Name) error {
+	t := l.Tables
+	var want []lb.Slice
+	if row, _, ok := t.Services.Get(read, t.Services.ByKey(l.Node.Cluster+"/"+name.String())); ok {
+		want = lb.SlicesFor(l.Node.Name, row.Object, l.endpointViews(read, row.Object), l.slices[name])
+	}
+	txn := t.DB.WriteTxn(t.Backends, t.Publications)
+	defer txn.Abort()
+	had := map[string]lb.Slice{}
+	for _, slice := range l.slices[name] {
+		had[slice.Slice] = slice
+	}
+	for i, slice := range want {
+		delete(had, slice.Slice)
+		if slice.Incarnation != 0 {
+			continue // as it was
+		}
+		version := l.next()
+		slice.Incarnation, slice.Sequence = version.Incarnation, version.Sequence
+		want[i] = slice
+		if err := PutSlice(txn, t, slice); err != nil {
+			return err
+		}
+		if err := l.publish(txn, slice.Key(), lb.EncodeSlice(slice), true); err != nil {
+			return err
+		}
+	}
+	for _, slice := range had {
+		if err := DropSlice(txn, t, slice); err != nil {
+			return err
+		}
+		if err := Remove(txn, t.Publications, slice.Key()); err != nil {
+			return err
+		}
+	}
+	txn.Commit()
+	if len(want) == 0 {
+		delete(l.slices, name)
+	} else {
+		l.slices[name] = want
+	}
+	return nil
+}
+
+// endpointViews lists this node's endpoints in the service's namespace.
+func (l *Local) endpointViews(read statedb.ReadTxn, service lb.Service) []lb.EndpointView {
+	var views []lb.EndpointView
+	for row := range l.Tables.Endpoints.Prefix(read, l.Tables.Endpoints.ByKey(service.Name.Namespace+"/")) {
+		ep := row.Object
+		views = append(views, lb.EndpointView{
+			Address: ep.Address, ID: ep.ID(), Labels: ep.Labels, Ready: ep.State == identity.EndpointReady,
+		})
+	}
+	return views
+}
+
+// repair compares what the store holds in this node's name with what it should: what is missing is
+// written again, what is left over from before goes.
+func (l *Local) repair(keys []string) error {
+	t := l.Tables
+	txn := t.DB.WriteTxn(t.Publications)
+	defer txn.Abort()
+	stored := map[string]struct{}{}
+	for _, key := range keys {
+		stored[key] = struct{}{}
+	}
+	mark := identity.SyncedKey(l.Node.Cluster, l.Node.Name)
+	if err := l.publish(txn, mark, identity.EncodeHeartbeat(identity.Heartbeat{At: time.Unix(0, int64(l.Node.Incarnation)), Node: l.Node.Name}), true); err != nil {
+		return err
+	}
+	for _, row := range rows(t.Publications.All(txn)) {
+		if _, ok := stored[row.Object.Key]; !ok && row.Status.Kind == Done {
+			if _, _, err := t.Publications.Insert(txn, NewRow(row.Object)); err != nil {
+				return err
+			}
+		}
+		delete(stored, row.Object.Key)
+	}
+	for _, key := range slices.Sorted(maps.Keys(stored)) {
+		l.Log.Info("an entry of this node's earlier life is removed", "key", key)
+		// Inserted and deleted at once, so that the table's reconciler sees the deletion and retries it.
+		if _, err := Put(txn, t.Publications, Publication{Key: key}, equal); err != nil {
+			return err
+		}
+		if err := Remove(txn, t.Publications, key); err != nil {
+			return err
+		}
+	}
+	txn.Commit()
+	return nil
+}
+
+func (l *Local) publish(txn statedb.WriteTxn, key string, value []byte, leased bool) error {
+	_, err := Put(txn, l.Tables.Publications, Publication{Key: key, Value: string(value), Leased: leased}, equal)
+	return err
+}
+
+// next returns the version of the node's next writing.
+func (l *Local) next() identity.Version {
+	l.sequence++
+	return identity.Version{Incarnation: l.Node.Incarnation, Sequence: l.sequence}
+}

@@ -1,0 +1,80 @@
+package clustermesh
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxRefusals bounds how many refused keys are remembered of each channel; more are only counted,
+// so that a peer cannot fill an agent's memory.
+const maxRefusals = 1000
+
+// Refusal is an entry that was refused, and why.
+type Refusal struct {
+	Cluster string // the channel that brought it
+	Key     string
+	Reason  string
+	Count   int // how often in a row
+	Last    time.Time
+}
+
+// Refusals is what was refused and still stands in some store. Safe for concurrent use.
+type Refusals struct {
+	mu    sync.Mutex
+	byKey map[string]map[string]Refusal
+	total map[string]int
+}
+
+// NewRefusals returns an empty record.
+func NewRefusals() *Refusals {
+	return &Refusals{byKey: map[string]map[string]Refusal{}, total: map[string]int{}}
+}
+
+// Add records that the channel's key was refused.
+func (r *Refusals) Add(cluster, key string, reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.total[cluster]++
+	keys := r.byKey[cluster]
+	if keys == nil {
+		keys = map[string]Refusal{}
+		r.byKey[cluster] = keys
+	}
+	old, known := keys[key]
+	if !known && len(keys) >= maxRefusals {
+		return
+	}
+	keys[key] = Refusal{Cluster: cluster, Key: key, Reason: reason.Error(), Count: old.Count + 1, Last: time.Now()}
+}
+
+// Clear forgets a key that is acceptable now, or gone.
+func (r *Refusals) Clear(cluster, key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byKey[cluster], key)
+}
+
+// Total counts the refusals of a channel since the start.
+func (r *Refusals) Total(cluster string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.total[cluster]
+}
+
+// List returns what stands refused, ordered by channel and key.
+func (r *Refusals) List() []Refusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []Refusal
+	for _, keys := range r.byKey {
+		for _, refusal := range keys {
+			out = append(out, refusal)
+		}
+	}
+	slices.SortFunc(out, func(a, b Refusal) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Key, b.Key))
+	})
+	return out
+}
