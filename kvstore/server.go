@@ -15,8 +15,6 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 )
 
@@ -47,10 +45,10 @@ type ServerConfig struct {
 }
 
 const (
-	// A single member elects itself; it only has to wait for an election timeout, at random up to twice.
-	// So that is short, which no other member can be upset by, and the tick not so short as to cost CPU.
-	tickMs     = 20
-	electionMs = 100
+	// A single member elects itself, after an election timeout that is drawn from 1 to 2 times this, of which etcd
+	// skips the first. No other member can be upset by a short one; shorter ticks would cost CPU in idleness.
+	tickMs     = 100
+	electionMs = 500
 	// walSegment is preallocated, twice, as soon as the server starts; etcd's 64 MB are much for a memory file system.
 	walSegment = 16 << 20
 	// progressInterval of idle watches, so that after a lost connection they go on from a
@@ -162,7 +160,7 @@ func startServer(cfg ServerConfig, streams *streams) (*embed.Etcd, error) {
 
 // embed translates to etcd's configuration.
 func (c *ServerConfig) embed() (*embed.Config, error) {
-	logger, err := c.logger()
+	logger, err := serverLogger(c.LogLevel, c.LogOutput)
 	if err != nil {
 		return nil, err
 	}
@@ -196,18 +194,6 @@ func (c *ServerConfig) embed() (*embed.Config, error) {
 	ec.WatchProgressNotifyInterval = progressInterval
 	ec.SnapshotCount = 10_000
 	return ec, nil
-}
-
-func (c *ServerConfig) logger() (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(c.LogLevel)
-	if err != nil {
-		return nil, fmt.Errorf("kvstore: log level %q: want debug, info, warn or error", c.LogLevel)
-	}
-	encoder := zap.NewProductionEncoderConfig()
-	encoder.EncodeTime = zapcore.RFC3339TimeEncoder
-	encoder.CallerKey = zapcore.OmitKey
-	core := zapcore.NewCore(zapcore.NewConsoleEncoder(encoder), zapcore.Lock(zapcore.AddSync(c.LogOutput)), level)
-	return zap.New(core), nil
 }
 
 // explain adds to an error of etcd what to do about it.
