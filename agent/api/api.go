@@ -199,6 +199,9 @@ type BPFAddress struct {
 	Node     string          `json:"node,omitempty"`
 	Tunnel   string          `json:"tunnel,omitempty"` // where packets go; empty: this node
 	Cluster  string          `json:"cluster,omitempty"`
+	Endpoint string          `json:"endpoint,omitempty"`
+	// Blackhole: a range of the mesh in which only longer prefixes can be reached.
+	Blackhole bool `json:"blackhole,omitempty"`
 }
 
 // BPFDrop is a drop counter.

@@ -1,0 +1,299 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"causeway/clustermesh"
+	"causeway/datapath"
+	"causeway/identity"
+	"causeway/kvstore"
+	"causeway/tunnel"
+)
+
+// Version of this program, for people and for other clusters.
+const Version = "0.1.0"
+
+// How often this node makes its identities agree with the store, and how often a node of the cluster
+// collects those that nobody uses: two passes find one, so that is also the outage that it survives.
+const (
+	identityInterval = 30 * time.Second
+	sweepInterval    = 5 * time.Minute
+)
+
+// agent is what Run wires together.
+type agent struct {
+	cfg      Config
+	log      *slog.Logger
+	tables   *clustermesh.Tables
+	refusals *clustermesh.Refusals
+	claims   *clustermesh.Claims
+	device   tunnel.Device
+	datapath *datapath.Datapath
+	routes   *tunnel.Routes
+	channels []channel
+	local    *clustermesh.Local
+	alloc    *identity.Allocator
+	pods     *endpoints
+	balancer *balance
+	node     identity.Node
+
+	mu     sync.Mutex
+	synced map[identity.ClusterID]bool
+	prunes []func()
+}
+
+// Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
+//
+// Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, the
+// followers (this cluster's store and each peer's), local (what this node owns), balance (what it translates). Reconcilers
+// read tables and make one target agree each: BPF maps, routes, the store.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
+	cfg.setDefaults()
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	a := &agent{cfg: cfg, log: log, refusals: clustermesh.NewRefusals(), claims: clustermesh.NewClaims(cfg.info()), synced: map[identity.ClusterID]bool{}}
+	if a.tables, err = clustermesh.NewTables(); err != nil {
+		return err
+	}
+	if err := a.tables.DB.Start(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.tables.DB.Stop()) }()
+	if err := a.setupKernel(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.routes.Close(), a.datapath.Close()) }()
+	if err := a.dial(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.closeStores()) }()
+
+	if err := a.setupSources(); err != nil {
+		return err
+	}
+
+	tasks, ctx := errgroup.WithContext(ctx)
+	a.reconcile(ctx, tasks)
+	a.follow(ctx, tasks)
+	tasks.Go(func() error { return a.local.Run(ctx) })
+	tasks.Go(func() error { return a.balancer.Run(ctx) })
+	tasks.Go(func() error { return a.maintainIdentities(ctx) })
+	tasks.Go(func() error { return serve(ctx, cfg.Socket, a.api().handler()) })
+	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "attach", a.datapath.Attach())
+	return tasks.Wait()
+}
+
+// setupKernel makes the tunnel's device and loads the programs, or takes over those that are there.
+func (a *agent) setupKernel() (err error) {
+	if err := datapath.Check(); err != nil {
+		return err
+	}
+	underlay, err := tunnel.UnderlayMTU(a.cfg.Node.Address)
+	if err != nil {
+		return err
+	}
+	mtu := tunnel.PodMTU(underlay, a.cfg.Node.Address)
+	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu, Address: a.cfg.Node.Address})
+	if err != nil {
+		return err
+	}
+	a.datapath, err = datapath.Load(datapath.Config{
+		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
+		VXLANIndex: a.device.Index, PodMTU: a.device.MTU, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.routes, err = tunnel.NewRoutes(a.device, a.cfg.Node.Address)
+	if err != nil {
+		return errors.Join(err, a.datapath.Close())
+	}
+	return nil
+}
+
+// dial opens the stores. None needs to answer now.
+func (a *agent) dial(ctx context.Context) error {
+	all := append([]PeerConfig{{Name: a.cfg.Cluster.Name, ID: a.cfg.Cluster.ID, KVStore: a.cfg.KVStore}}, a.cfg.Peers...)
+	for i, peer := range all {
+		store, err := kvstore.Dial(ctx, kvstore.Config{
+			Endpoints: peer.KVStore.Endpoints, CAFile: peer.KVStore.CAFile, CertFile: peer.KVStore.CertFile, KeyFile: peer.KVStore.KeyFile,
+			Log: a.log.With("store", peer.Name),
+		})
+		if err != nil {
+			return errors.Join(fmt.Errorf("store of cluster %s: %w", peer.Name, err), a.closeStores())
+		}
+		a.channels = append(a.channels, channel{cluster: peer.Name, id: peer.ID, local: i == 0, store: store})
+	}
+	return nil
+}
+
+func (a *agent) closeStores() error {
+	var errs []error
+	for _, c := range a.channels {
+		errs = append(errs, c.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// own is the channel of this node's own cluster.
+func (a *agent) own() channel { return a.channels[0] }
+
+// setupSources makes what writes tables, and lets this node and its endpoints of an earlier life appear in them.
+func (a *agent) setupSources() (err error) {
+	instance, err := loadInstance(filepath.Join(a.cfg.StateDir, "instance"))
+	if err != nil {
+		return err
+	}
+	a.node = identity.Node{
+		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
+		PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}, Instance: instance,
+		Version: identity.Version{Incarnation: uint64(time.Now().UnixNano()), Sequence: 1},
+	}
+	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
+	if err != nil {
+		return err
+	}
+	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.tables, a.claims), a.refusals)
+	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
+	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
+	return a.pods.Restore()
+}
+
+// loadInstance returns what tells this machine from another one of the same name.
+func loadInstance(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if err == nil {
+		return strings.TrimSpace(string(data)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	instance := strings.ToLower(rand.Text())
+	return instance, writeFile(file, []byte(instance+"\n"))
+}
+
+// reconcile starts the loops that make the kernel and the store agree with the tables.
+func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
+	d, t := a.datapath, a.tables
+	start(ctx, tasks, a, "nodes", t.Nodes, both[identity.Node]{d.Nodes(), a.routes})
+	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses())
+	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints())
+	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends())
+	start(ctx, tasks, a, "targets", t.Targets, d.Targets())
+	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node})
+}
+
+// start runs a reconciler, and lets it prune whenever a channel has synced.
+func start[T any](ctx context.Context, tasks *errgroup.Group, a *agent, name string, table clustermesh.Table[T], target Target[T]) {
+	r := newReconciler(name, a.tables, table, target, a.isSynced, a.log)
+	a.prunes = append(a.prunes, r.Prune)
+	tasks.Go(func() error { return r.Run(ctx) })
+}
+
+// follow starts following this cluster's store and every peer's.
+func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
+	for i := range a.channels {
+		c := &a.channels[i]
+		c.follower = clustermesh.NewFollower(clustermesh.FollowerConfig{
+			Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name}, SelfPodCIDRs: a.node.PodCIDRs,
+			Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
+			Synced:  func() { a.markSynced(ctx, c.id) },
+			Own:     func(keys []string) { a.local.Own(ctx, keys) },
+			Changed: a.setBlackholes,
+		})
+	}
+	for _, c := range a.channels {
+		tasks.Go(func() error { return c.follower.Run(ctx) })
+	}
+	own := a.own()
+	tasks.Go(func() error {
+		return clustermesh.Beat(ctx, own.store, a.cfg.Node.Name, func() time.Duration { return time.Since(own.follower.State().Heartbeat) })
+	})
+}
+
+func (a *agent) isSynced(id identity.ClusterID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.synced[id]
+}
+
+// markSynced notes that a cluster's entries have been read in full: what is left of it in the kernel from
+// before, and not in the tables once all that follows from the entries is in them too, is stale.
+func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
+	a.local.After(ctx, func() {
+		a.balancer.After(ctx, func() {
+			a.mu.Lock()
+			a.synced[id] = true
+			a.mu.Unlock()
+			for _, prune := range a.prunes {
+				prune()
+			}
+		})
+	})
+}
+
+// setBlackholes makes the mesh's ranges unreachable but for what is known in them. Until every cluster has
+// said its own, those of the agent's earlier life stay.
+func (a *agent) setBlackholes() {
+	for _, c := range a.channels {
+		if c.follower.State().Info == nil {
+			return
+		}
+	}
+	if err := a.datapath.SetBlackholes(a.claims.Ranges()); err != nil {
+		a.log.Error("packets to nobody may leave by the default route", "error", err)
+	}
+}
+
+func (a *agent) api() *server {
+	return &server{
+		tables: &view{
+			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU,
+		},
+		endpoints: a.pods,
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.tables, a.claims)},
+	}
+}
+
+// maintainIdentities makes the store agree with the identities in use, and collects what nobody uses.
+func (a *agent) maintainIdentities(ctx context.Context) error {
+	agree := time.NewTicker(identityInterval)
+	defer agree.Stop()
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	for {
+		changes, err := a.alloc.Reconcile(ctx)
+		if err != nil && ctx.Err() == nil {
+			a.log.Debug("identities are not confirmed yet", "error", err)
+		}
+		for _, change := range changes {
+			if err := a.pods.Renumber(change); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-agree.C:
+		case <-sweep.C:
+			if _, err := a.alloc.Sweep(ctx); err != nil && ctx.Err() == nil {
+				a.log.Debug("unused identities are not collected yet", "error", err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

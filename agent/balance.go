@@ -1,0 +1,238 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/statedb"
+
+	"causeway/clustermesh"
+	"causeway/identity"
+	"causeway/lb"
+)
+
+// balance derives what this node translates, the frontends and targets tables, from the services and
+// backends of all clusters. The rules are lb's; this is the loop that keeps rows in step, so that one
+// backend's change touches that backend's targets alone.
+type balance struct {
+	tables  *clustermesh.Tables
+	cluster string
+	id      identity.ClusterID
+	// guard says which addresses no remote service may have: a pod's or a node's.
+	guard lb.Guard
+	// refusals gets the frontends that may not be.
+	refusals *clustermesh.Refusals
+
+	// claims are all services that want a frontend; lb.Elect chooses among them.
+	claims map[lb.FrontendKey]map[lb.Name]lb.Frontend
+	// claimed are the frontends that each service wants, refused those that it may not want.
+	claimed map[lb.Name][]lb.FrontendKey
+	refused map[lb.Name][]refusedKey
+	after   chan func()
+}
+
+// refusedKey is how a refused frontend is named in the record of refusals.
+type refusedKey struct{ cluster, key string }
+
+func newBalance(tables *clustermesh.Tables, cluster string, id identity.ClusterID, guard lb.Guard, refusals *clustermesh.Refusals) *balance {
+	return &balance{
+		tables: tables, cluster: cluster, id: id, guard: guard, refusals: refusals,
+		claims: map[lb.FrontendKey]map[lb.Name]lb.Frontend{}, claimed: map[lb.Name][]lb.FrontendKey{}, refused: map[lb.Name][]refusedKey{},
+		after: make(chan func(), 1),
+	}
+}
+
+// After runs f once everything that is in the tables now has been derived from.
+func (b *balance) After(ctx context.Context, f func()) {
+	select {
+	case b.after <- f:
+	case <-ctx.Done():
+	}
+}
+
+// Run keeps the derived tables in step until ctx ends.
+func (b *balance) Run(ctx context.Context) error {
+	t := b.tables
+	txn := t.DB.WriteTxn(t.Services, t.Backends)
+	services, err := t.Services.Changes(txn)
+	if err != nil {
+		txn.Abort()
+		return err
+	}
+	backends, err := t.Backends.Changes(txn)
+	if err != nil {
+		txn.Abort()
+		return err
+	}
+	txn.Commit()
+	var after []func()
+	for {
+		moreServices, moreBackends, err := b.step(services, backends)
+		if err != nil {
+			return err
+		}
+		for _, f := range after {
+			f()
+		}
+		after = nil
+		select {
+		case f := <-b.after:
+			after = append(after, f) // not before what was committed until now has been seen
+		case <-moreServices:
+		case <-moreBackends:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// step applies what has changed since the last one.
+func (b *balance) step(services statedb.ChangeIterator[*clustermesh.Row[lb.Service]], backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]]) (<-chan struct{}, <-chan struct{}, error) {
+	t := b.tables
+	read := t.DB.ReadTxn()
+	dirty := map[lb.Name]struct{}{}
+	declared, moreServices := services.Next(read)
+	for change := range declared {
+		dirty[change.Object.Object.Name] = struct{}{}
+	}
+	moved, moreBackends := backends.Next(read)
+	var single []statedb.Change[*clustermesh.Row[lb.Backend]]
+	for change := range moved {
+		if _, whole := dirty[change.Object.Object.Service]; !whole {
+			single = append(single, change)
+		}
+	}
+	if len(dirty) == 0 && len(single) == 0 {
+		return moreServices, moreBackends, nil
+	}
+
+	txn := t.DB.WriteTxn(t.Frontends, t.Targets)
+	defer txn.Abort()
+	for name := range dirty {
+		if err := b.service(txn, name); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, change := range single {
+		if err := b.backend(txn, change.Object.Object, change.Deleted); err != nil {
+			return nil, nil, err
+		}
+	}
+	txn.Commit()
+	return moreServices, moreBackends, nil
+}
+
+func (b *balance) view(txn statedb.ReadTxn, name lb.Name) lb.ServiceView {
+	return lb.ServiceView{Self: b.cluster, SelfID: uint8(b.id), Declared: b.tables.ServicesNamed(txn, name)}
+}
+
+// service brings everything of a service up to date.
+func (b *balance) service(txn statedb.WriteTxn, name lb.Name) error {
+	t := b.tables
+	view := b.view(txn, name)
+	if err := b.frontends(txn, name, view); err != nil {
+		return err
+	}
+	want := map[string]struct{}{}
+	for _, backend := range t.BackendsOf(txn, name) {
+		for _, target := range lb.Targets(view, backend) {
+			want[clustermesh.TargetKey(target)] = struct{}{}
+			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
+				return err
+			}
+		}
+	}
+	return dropTargets(txn, t, t.TargetsOf(txn, name), want)
+}
+
+// backend brings the targets of one backend up to date.
+func (b *balance) backend(txn statedb.WriteTxn, backend lb.Backend, gone bool) error {
+	t := b.tables
+	want := map[string]struct{}{}
+	if !gone {
+		for _, target := range lb.Targets(b.view(txn, backend.Service), backend) {
+			want[clustermesh.TargetKey(target)] = struct{}{}
+			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
+				return err
+			}
+		}
+	}
+	return dropTargets(txn, t, t.TargetsOfBackend(txn, backend), want)
+}
+
+func dropTargets(txn statedb.WriteTxn, t *clustermesh.Tables, have []*clustermesh.Row[lb.Target], want map[string]struct{}) error {
+	for _, row := range have {
+		if _, ok := want[clustermesh.TargetKey(row.Object)]; ok {
+			continue
+		}
+		if _, _, err := t.Targets.Delete(txn, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// frontends brings the addresses of a service up to date. An address that several services claim is
+// the one's that lb.Elect chooses; the others get it when that one goes.
+func (b *balance) frontends(txn statedb.WriteTxn, name lb.Name, view lb.ServiceView) error {
+	for _, r := range b.refused[name] {
+		b.refusals.Clear(r.cluster, r.key)
+	}
+	delete(b.refused, name)
+	touched := map[lb.FrontendKey]struct{}{}
+	for _, key := range b.claimed[name] {
+		delete(b.claims[key], name)
+		touched[key] = struct{}{}
+	}
+	delete(b.claimed, name)
+
+	desired, refused := lb.Frontends(view, b.guard)
+	for _, r := range refused {
+		b.refuse(name, r)
+	}
+	for _, frontend := range desired {
+		key := frontend.FrontendKey
+		if b.claims[key] == nil {
+			b.claims[key] = map[lb.Name]lb.Frontend{}
+		}
+		b.claims[key][name] = frontend
+		b.claimed[name] = append(b.claimed[name], key)
+		touched[key] = struct{}{}
+	}
+	for key := range touched {
+		if err := b.elect(txn, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// elect gives a frontend to one of those that claim it.
+func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
+	if len(b.claims[key]) == 0 {
+		delete(b.claims, key)
+		return clustermesh.Remove(txn, b.tables.Frontends, clustermesh.FrontendKey(lb.Frontend{FrontendKey: key}))
+	}
+	winner, losers := lb.Elect(b.cluster, slices.Collect(maps.Values(b.claims[key])))
+	b.refusals.Clear(winner.Cluster, refusalKey(winner))
+	for _, r := range losers {
+		b.refuse(r.Target.Service, r)
+	}
+	_, err := clustermesh.Put(txn, b.tables.Frontends, winner, same)
+	return err
+}
+
+func (b *balance) refuse(name lb.Name, r lb.Refusal) {
+	key := refusalKey(r.Frontend)
+	b.refusals.Add(r.Cluster, key, errors.New(r.Reason))
+	b.refused[name] = append(b.refused[name], refusedKey{r.Cluster, key})
+}
+
+func refusalKey(f lb.Frontend) string {
+	return fmt.Sprintf("frontend %s of service %s", f.FrontendKey, f.Target.Service)
+}
+
+func same[T comparable](a, b T) bool { return a == b }

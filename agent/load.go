@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+
+	"sigs.k8s.io/yaml"
+
+	"causeway/agent/api"
+	"causeway/identity"
+	"causeway/lb"
+	"causeway/tunnel"
+)
+
+// LoadConfig reads and checks an agent's configuration; what is unknown in it is refused.
+func LoadConfig(path string) (Config, error) {
+	var cfg Config
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return cfg, err
+	}
+	if err := yaml.UnmarshalStrict(data, &cfg); err != nil {
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	cfg.setDefaults()
+	if err := cfg.check(); err != nil {
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func (c *Config) setDefaults() {
+	setDefault(&c.Socket, api.DefaultSocket)
+	setDefault(&c.StateDir, "/var/lib/causeway")
+	setDefault(&c.BPFFS, "/sys/fs/bpf/causeway")
+	setDefault(&c.LogLevel, "info")
+	setDefault(&c.Node.VXLANPort, tunnel.DefaultPort)
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// check refuses what cannot work, before anything is touched.
+func (c *Config) check() error {
+	if err := identity.CheckCluster(c.info()); err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	if err := lb.CheckName("node.name", c.Node.Name); err != nil {
+		return err
+	}
+	if !c.Node.Address.Is4() {
+		return fmt.Errorf("node.address %q: want this node's IPv4 address on the underlay", c.Node.Address)
+	}
+	if !holds(c.Cluster.PodCIDRs, c.Node.PodCIDR) {
+		return fmt.Errorf("node.podCIDR %s: want a range within cluster.podCIDRs %v", c.Node.PodCIDR, c.Cluster.PodCIDRs)
+	}
+	if bits := c.Node.PodCIDR.Bits(); bits > 29 {
+		return fmt.Errorf("node.podCIDR %s: too small, want /29 or larger", c.Node.PodCIDR)
+	}
+	if err := c.KVStore.check(); err != nil {
+		return fmt.Errorf("kvstore: %w", err)
+	}
+	return c.checkPeers()
+}
+
+func (c *Config) checkPeers() error {
+	names := map[string]bool{c.Cluster.Name: true}
+	ids := map[identity.ClusterID]string{c.Cluster.ID: c.Cluster.Name}
+	for _, peer := range c.Peers {
+		if err := lb.CheckName("peer's name", peer.Name); err != nil {
+			return err
+		}
+		if names[peer.Name] {
+			return fmt.Errorf("peers: cluster %s is named twice", peer.Name)
+		}
+		if other, taken := ids[peer.ID]; taken || peer.ID == 0 {
+			return fmt.Errorf("peers: cluster %s has ID %d, which is %s; IDs are 1 to 255, each cluster's its own", peer.Name, peer.ID, orNobody(other))
+		}
+		names[peer.Name], ids[peer.ID] = true, peer.Name
+		if err := peer.KVStore.check(); err != nil {
+			return fmt.Errorf("peer %s: kvstore: %w", peer.Name, err)
+		}
+	}
+	return nil
+}
+
+func orNobody(cluster string) string {
+	if cluster == "" {
+		return "nobody's"
+	}
+	return cluster + "'s"
+}
+
+func (k KVStoreConfig) check() error {
+	if len(k.Endpoints) == 0 {
+		return fmt.Errorf("endpoints are missing, want at least one like https://192.0.2.1:2379")
+	}
+	for what, path := range map[string]string{"caFile": k.CAFile, "certFile": k.CertFile, "keyFile": k.KeyFile} {
+		if path == "" {
+			return fmt.Errorf("%s is missing: etcd is only spoken to with certificates on both sides", what)
+		}
+	}
+	return nil
+}
+
+func holds(ranges []netip.Prefix, p netip.Prefix) bool {
+	for _, r := range ranges {
+		if p.IsValid() && r.Contains(p.Addr()) && r.Bits() <= p.Bits() {
+			return true
+		}
+	}
+	return false
+}
+
+// info is what the cluster says about itself.
+func (c *Config) info() identity.ClusterInfo {
+	return identity.ClusterInfo{
+		Name: c.Cluster.Name, ID: c.Cluster.ID, PodCIDRs: c.Cluster.PodCIDRs, ServiceCIDR: c.Cluster.ServiceCIDR,
+		Version: Version,
+	}
+}

@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/statedb"
+
+	"causeway/agent/api"
+	"causeway/clustermesh"
+	"causeway/datapath"
+	"causeway/identity"
+	"causeway/kvstore"
+	"causeway/lb"
+)
+
+// staleHeartbeat is the age of a heartbeat at which what comes through a connected channel is called stale.
+const staleHeartbeat = 20 * time.Second
+
+// channel is one followed store.
+type channel struct {
+	cluster  string
+	id       identity.ClusterID
+	local    bool
+	store    kvstore.Store
+	follower *clustermesh.Follower
+}
+
+// view is what the local API shows: the tables, the channels, and the kernel read back.
+type view struct {
+	cfg      Config
+	started  time.Time
+	tables   *clustermesh.Tables
+	refusals *clustermesh.Refusals
+	channels []channel
+	datapath *datapath.Datapath
+	device   string
+	mtu      int
+}
+
+func (v *view) read() statedb.ReadTxn { return v.tables.DB.ReadTxn() }
+
+func (v *view) status() (api.Status, []<-chan struct{}, error) {
+	txn := v.read()
+	s := api.Status{
+		Problems: []string{}, Version: Version,
+		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
+		Address: v.cfg.Node.Address.String(), PodCIDR: v.cfg.Node.PodCIDR.String(), Started: v.started,
+		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
+		Tables:   map[string]api.Table{},
+	}
+	drops, err := v.datapath.Drops()
+	if err != nil {
+		s.Problems = append(s.Problems, "drop counters cannot be read: "+err.Error())
+	}
+	for _, d := range drops {
+		s.Datapath.Drops += d.Packets
+	}
+	for _, c := range v.channels {
+		state, problems := c.state(v.refusals)
+		s.Stores = append(s.Stores, state)
+		s.Problems = append(s.Problems, problems...)
+	}
+	s.Problems = append(s.Problems, v.count(txn, s.Tables)...)
+	for _, r := range v.refusals.List() {
+		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
+	}
+	if n := len(s.Refusals); n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d entries are refused, see refusals", n))
+	}
+	s.OK = len(s.Problems) == 0
+	return s, nil, nil
+}
+
+// state says how a channel is, and in sentences what is wrong with it.
+func (c channel) state(refusals *clustermesh.Refusals) (api.Store, []string) {
+	store, follower := c.store.Status(), c.follower.State()
+	s := api.Store{
+		Cluster: c.cluster, ClusterID: c.id, Local: c.local, Endpoints: store.Endpoints, Connected: store.Connected,
+		Synced: follower.Synced && follower.Info != nil, LastContact: store.LastContact, LastError: store.LastError, Revision: store.Revision,
+		Reconnects: store.Reconnects, Entries: follower.Accepted, Refused: refusals.Total(c.cluster), HeartbeatAge: -1,
+	}
+	if !follower.Heartbeat.IsZero() {
+		s.HeartbeatAge = time.Since(follower.Heartbeat).Milliseconds()
+	}
+	var problems []string
+	switch {
+	case !store.Connected:
+		problems = append(problems, fmt.Sprintf("store of cluster %s: %s; what was known of it stays in force", c.cluster, cmp.Or(store.LastError, "not reached yet")))
+	case follower.Lost:
+		problems = append(problems, fmt.Sprintf("store of cluster %s was emptied: %d entries are held from memory until their owners publish again", c.cluster, follower.Held))
+	case !s.Synced:
+		problems = append(problems, fmt.Sprintf("store of cluster %s: connected, but not read in full yet", c.cluster))
+	case s.HeartbeatAge > staleHeartbeat.Milliseconds():
+		problems = append(problems, fmt.Sprintf("store of cluster %s: connected, but the last heartbeat came %s ago; it may not be taking writes",
+			c.cluster, time.Since(follower.Heartbeat).Round(time.Second)))
+	}
+	return s, problems
+}
+
+// count counts the tables' rows, and says which have not got where they should.
+func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
+	t := v.tables
+	var problems []string
+	problems = append(problems, countRows(txn, t.Nodes, into, true)...)
+	problems = append(problems, countRows(txn, t.Identities, into, false)...)
+	problems = append(problems, countRows(txn, t.Addresses, into, true)...)
+	problems = append(problems, countRows(txn, t.Endpoints, into, true)...)
+	problems = append(problems, countRows(txn, t.Services, into, false)...)
+	problems = append(problems, countRows(txn, t.Backends, into, false)...)
+	problems = append(problems, countRows(txn, t.Frontends, into, true)...)
+	problems = append(problems, countRows(txn, t.Targets, into, true)...)
+	problems = append(problems, countRows(txn, t.Publications, into, true)...)
+	return problems
+}
+
+// countRows counts one table; only one with a target has rows that can be pending or fail.
+func countRows[T any](txn statedb.ReadTxn, table clustermesh.Table[T], into map[string]api.Table, target bool) []string {
+	var count api.Table
+	var first string
+	for row := range table.All(txn) {
+		count.Rows++
+		switch {
+		case !target:
+		case row.Status.Kind == clustermesh.Pending:
+			count.Pending++
+		case row.Status.Kind == clustermesh.Failed:
+			count.Errors++
+			first = cmp.Or(first, table.Key(row.Object)+": "+row.Status.Error)
+		}
+	}
+	into[table.Name()] = count
+	if count.Errors == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d of %d %s are not in force, first %s", count.Errors, count.Rows, table.Name(), first)}
+}
+
+func rowStatus(s clustermesh.Status) api.RowStatus {
+	return api.RowStatus{Kind: string(s.Kind), Error: s.Error, At: s.At}
+}
+
+// collect turns a table's rows into what the API shows of them.
+func collect[T, A any](table clustermesh.Table[T], txn statedb.ReadTxn, show func(*clustermesh.Row[T]) A) ([]A, []<-chan struct{}, error) {
+	rows, changed := table.AllWatch(txn)
+	out := []A{}
+	for row := range rows {
+		out = append(out, show(row))
+	}
+	return out, []<-chan struct{}{changed}, nil
+}
+
+func (v *view) nodes() ([]api.Node, []<-chan struct{}, error) {
+	return collect(v.tables.Nodes, v.read(), func(r *clustermesh.Row[identity.Node]) api.Node {
+		return api.Node{Node: r.Object, Status: rowStatus(r.Status)}
+	})
+}
+
+func (v *view) endpoints() ([]api.Endpoint, []<-chan struct{}, error) {
+	return collect(v.tables.Endpoints, v.read(), func(r *clustermesh.Row[identity.Endpoint]) api.Endpoint {
+		return api.Endpoint{Endpoint: r.Object, Status: rowStatus(r.Status)}
+	})
+}
+
+func (v *view) identities() ([]api.Identity, []<-chan struct{}, error) {
+	return collect(v.tables.Identities, v.read(), func(r *clustermesh.Row[identity.Identity]) api.Identity {
+		return api.Identity{Identity: r.Object}
+	})
+}
+
+func (v *view) addresses() ([]api.Address, []<-chan struct{}, error) {
+	return collect(v.tables.Addresses, v.read(), func(r *clustermesh.Row[identity.Address]) api.Address {
+		return api.Address{Address: r.Object, Status: rowStatus(r.Status)}
+	})
+}
+
+func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
+	txn := v.read()
+	declared, c1 := v.tables.Services.AllWatch(txn)
+	frontends, c2 := v.tables.Frontends.AllWatch(txn)
+	targets, c3 := v.tables.Targets.AllWatch(txn)
+	byName := map[lb.Name]*api.Service{}
+	at := func(name lb.Name) *api.Service {
+		if byName[name] == nil {
+			byName[name] = &api.Service{Name: name, Declared: []lb.Service{}, Frontends: []api.Frontend{}, Backends: []api.Backend{}}
+		}
+		return byName[name]
+	}
+	for row := range declared {
+		s := at(row.Object.Name)
+		s.Declared = append(s.Declared, row.Object)
+	}
+	for row := range frontends {
+		s := at(row.Object.Target.Service)
+		s.Frontends = append(s.Frontends, api.Frontend{Frontend: row.Object, Status: rowStatus(row.Status)})
+	}
+	for row := range targets {
+		s := at(row.Object.Port.Service)
+		s.Backends = append(s.Backends, api.Backend{Target: row.Object, Status: rowStatus(row.Status)})
+	}
+	out := make([]api.Service, 0, len(byName))
+	for _, s := range byName {
+		out = append(out, *s)
+	}
+	slices.SortFunc(out, func(a, b api.Service) int { return cmp.Compare(a.Name.String(), b.Name.String()) })
+	return out, []<-chan struct{}{c1, c2, c3}, nil
+}
