@@ -1,0 +1,48 @@
+package lb
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParseAnnotations(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		annotations map[string]string
+		want        Options
+		err         string
+	}{
+		{name: "none", want: Options{Affinity: AffinityNone}},
+		{name: "another's", annotations: map[string]string{"prometheus.io/scrape": "yes"}, want: Options{Affinity: AffinityNone}},
+		{name: "global is shared", annotations: map[string]string{AnnotationGlobal: "true"}, want: Options{Global: true, Shared: true, Affinity: AffinityNone}},
+		{name: "not shared", annotations: map[string]string{AnnotationGlobal: "true", AnnotationShared: "false"}, want: Options{Global: true, Affinity: AffinityNone}},
+		{name: "shared without global is nothing", annotations: map[string]string{AnnotationShared: "true"}, want: Options{Affinity: AffinityNone}},
+		{name: "local", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "local"}, want: Options{true, true, AffinityLocal}},
+		{name: "remote", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "remote"}, want: Options{true, true, AffinityRemote}},
+		{name: "L7 off", annotations: map[string]string{AnnotationL7: "disabled", AnnotationL7Algorithm: "least_request"}, want: Options{Affinity: AffinityNone}},
+
+		{name: "L7", annotations: map[string]string{AnnotationL7: "enabled"}, err: "L7 is not available in this version"},
+		{name: "L7 value", annotations: map[string]string{AnnotationL7: "true"}, err: `has the value "true", allowed are enabled, disabled`},
+		{name: "algorithm", annotations: map[string]string{AnnotationL7Algorithm: "fastest"}, err: "round_robin, least_request, random"},
+		{name: "affinity value", annotations: map[string]string{AnnotationAffinity: "nearest"}, err: `service.cilium.io/affinity has the value "nearest", allowed are none, local, remote`},
+		{name: "affinity empty", annotations: map[string]string{AnnotationAffinity: ""}, err: "allowed are none, local, remote"},
+		{name: "boolean", annotations: map[string]string{AnnotationGlobal: "yes"}, err: `has the value "yes", allowed are true, false`},
+		{name: "boolean case", annotations: map[string]string{AnnotationGlobal: "True"}, err: "allowed are true, false"},
+		{name: "misspelt", annotations: map[string]string{"service.cilium.io/globl": "true"}, err: "known are service.cilium.io/affinity, service.cilium.io/global, "},
+		{name: "ours", annotations: map[string]string{"causeway.io/weight": "3"}, err: `"causeway.io/weight" is not known`},
+		{name: "former", annotations: map[string]string{"io.cilium/global-service": "true"}, err: "write that"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := ParseAnnotations(test.annotations)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("got %v, want … %s …", err, test.err)
+				}
+				return
+			}
+			if err != nil || got != test.want {
+				t.Errorf("got %+v, %v, want %+v", got, err, test.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,198 @@
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// declared returns cluster id's declaration of web/shop, with cluster IP 100.64.ID.10, port http 80 → 8080.
+func declared(id uint8, change ...func(*Service)) Service {
+	s := Service{
+		Cluster: []string{"", "east", "west", "north"}[id], ClusterID: id, Name: Name{"web", "shop"},
+		Global: true, Shared: true, Affinity: AffinityNone,
+		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, id, 10})},
+		Ports:      []ServicePort{{"http", TCP, 80, 8080}},
+	}
+	for _, f := range change {
+		f(&s)
+	}
+	return s
+}
+
+func private(s *Service)   { s.Global, s.Shared = false, false }
+func unshared(s *Service)  { s.Shared = false }
+func preferOwn(s *Service) { s.Affinity = AffinityLocal }
+
+func ports(p ...ServicePort) func(*Service) { return func(s *Service) { s.Ports = p } }
+
+func ip(a string) func(*Service) {
+	return func(s *Service) { s.ClusterIPs = []netip.Addr{netip.MustParseAddr(a)} }
+}
+
+// behind returns a backend of s with address 10.ID.1.5.
+func behind(s Service) Backend {
+	return Backend{
+		Cluster: s.Cluster, ClusterID: s.ClusterID, Service: s.Name, Node: "node1", Slice: "node1",
+		Address: netip.AddrFrom4([4]byte{10, s.ClusterID, 1, 5}), Ports: backendPorts(s.Ports),
+	}
+}
+
+func inEast(declared ...Service) ServiceView {
+	return ServiceView{Self: "east", SelfID: 1, Declared: declared}
+}
+
+func TestTargets(t *testing.T) {
+	unnamed := ports(ServicePort{"", TCP, 80, 8080})
+	for _, test := range []struct {
+		name string
+		view ServiceView
+		// the clusters of the backends, one in each that declares the service, that clients in east use
+		want string
+	}{
+		{"global in both", inEast(declared(1), declared(2)), "10.1.1.5:8080 http, 10.2.1.5:8080 http"},
+		{"only here, not global", inEast(declared(1, private)), "10.1.1.5:8080 http"},
+		{"global here, not there", inEast(declared(1), declared(2, private)), "10.1.1.5:8080 http"},
+		{"global there, not here", inEast(declared(1, private), declared(2)), "10.1.1.5:8080 http"},
+		{"not shared there", inEast(declared(1), declared(2, unshared)), "10.1.1.5:8080 http"},
+		{"not shared here", inEast(declared(1, unshared), declared(2)), "10.1.1.5:8080 http, 10.2.1.5:8080 http"},
+		{"only there", inEast(declared(2)), "10.2.1.5:8080 http"},
+		{"only there, not shared", inEast(declared(2, unshared)), ""},
+		{"only there, not global", inEast(declared(2, private)), ""},
+		{"in two others", inEast(declared(2), declared(3)), "10.2.1.5:8080 http, 10.3.1.5:8080 http"},
+		{"affinity is not the targets' matter", inEast(declared(1, preferOwn), declared(2)), "10.1.1.5:8080 http, 10.2.1.5:8080 http"},
+		{"each cluster's target port", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 8000, 9090}))), "10.1.1.5:8080 http, 10.2.1.5:9090 http"},
+		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 80, 8080}, ServicePort{"metrics", TCP, 9090, 9091}))),
+			"10.1.1.5:8080 http, 10.2.1.5:8080 http, 10.2.1.5:9091 metrics"},
+		{"ports without names go by number", inEast(declared(1, unnamed), declared(2, unnamed)), "10.1.1.5:8080 80, 10.2.1.5:8080 80"},
+		{"nobody declares it", inEast(), ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var got []string
+			for _, s := range test.view.Declared {
+				for _, target := range Targets(test.view, behind(s)) {
+					if target.Cluster != s.Cluster || target.ClusterID != s.ClusterID || target.Node != "node1" || target.Local != (s.Cluster == "east") {
+						t.Errorf("target of %s: %+v", s.Cluster, target)
+					}
+					got = append(got, fmt.Sprintf("%s:%d %s", target.Address, target.Number, target.Port.Port))
+				}
+			}
+			if strings.Join(got, ", ") != test.want {
+				t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), test.want)
+			}
+		})
+	}
+}
+
+func TestTargetsWantTheOwnersDeclaration(t *testing.T) {
+	view := inEast(declared(1), declared(2))
+	for name, change := range map[string]func(*Backend){
+		"of a cluster without a declaration": func(b *Backend) { b.Cluster = "north" },
+		"of another service":                 func(b *Backend) { b.Service.Name = "cart" },
+		"on a port that isn't declared":      func(b *Backend) { b.Ports = []BackendPort{{"grpc", TCP, 8080}} },
+		"with another protocol":              func(b *Backend) { b.Ports = []BackendPort{{"http", UDP, 8080}} },
+	} {
+		b := behind(declared(2))
+		change(&b)
+		if targets := Targets(view, b); len(targets) != 0 {
+			t.Errorf("a backend %s adds %+v", name, targets)
+		}
+	}
+}
+
+func TestFrontends(t *testing.T) {
+	metrics := ServicePort{"metrics", TCP, 9090, 9091}
+	guard := func(a netip.Addr) string {
+		if netip.MustParsePrefix("10.0.0.0/8").Contains(a) {
+			return "it is a pod's"
+		}
+		return ""
+	}
+	for _, test := range []struct {
+		name    string
+		view    ServiceView
+		want    string // address:port/protocol > port's name @owner affinity
+		refused string // the reasons
+	}{
+		{"not global", inEast(declared(1, private), declared(2)), "100.64.1.10:80/TCP > http @east none", ""},
+		{"global in both", inEast(declared(2), declared(1)), "100.64.1.10:80/TCP > http @east none, 100.64.2.10:80/TCP > http @west none", ""},
+		{"the caller's affinity", inEast(declared(1, preferOwn), declared(2)), "100.64.1.10:80/TCP > http @east local, 100.64.2.10:80/TCP > http @west local", ""},
+		{"only there: no affinity", inEast(declared(2, preferOwn)), "100.64.2.10:80/TCP > http @west none", ""},
+		{"only there, not global", inEast(declared(2, private)), "", ""},
+		{"one cluster IP in both", inEast(declared(1), declared(2, ip("100.64.1.10"))), "100.64.1.10:80/TCP > http @east none", ""},
+		{"one cluster IP in two others", inEast(declared(3, ip("100.64.2.10")), declared(2)), "100.64.2.10:80/TCP > http @west none", ""},
+		{"each cluster's number", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 8000, 8080}))),
+			"100.64.1.10:80/TCP > http @east none, 100.64.2.10:8000/TCP > http @west none", ""},
+		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 80, 8080}, metrics))),
+			"100.64.1.10:80/TCP > http @east none, 100.64.1.10:9090/TCP > metrics @east none, " +
+				"100.64.2.10:80/TCP > http @west none, 100.64.2.10:9090/TCP > metrics @west none", ""},
+		{"a port that two others number differently", inEast(declared(1), declared(3, ports(ServicePort{"metrics", TCP, 1, 9091})), declared(2, ports(metrics))),
+			"100.64.1.10:80/TCP > http @east none, 100.64.1.10:9090/TCP > metrics @east none, " +
+				"100.64.2.10:80/TCP > http @west none, 100.64.2.10:9090/TCP > metrics @west none, " +
+				"100.64.3.10:1/TCP > metrics @north none, 100.64.3.10:80/TCP > http @north none", ""},
+		{"one number, two meanings", inEast(declared(1), declared(2, ports(ServicePort{"web", TCP, 80, 8080}))),
+			"100.64.1.10:80/TCP > http @east none, 100.64.2.10:80/TCP > web @west none",
+			"100.64.1.10:80/TCP leads to port http of the same service already, as cluster east declares it; " +
+				"100.64.2.10:80/TCP leads to port web of the same service already, as cluster west declares it"},
+		{"guarded there", inEast(declared(1), declared(2, ip("10.2.1.9"))), "100.64.1.10:80/TCP > http @east none", "cluster IP 10.2.1.9: it is a pod's"},
+		{"the own cluster's is not guarded", inEast(declared(1, ip("10.2.1.9"))), "10.2.1.9:80/TCP > http @east none", ""},
+		{"TCP and UDP", inEast(declared(1, ports(ServicePort{"dns", UDP, 53, 53}, ServicePort{"dns-tcp", TCP, 53, 53}))),
+			"100.64.1.10:53/TCP > dns-tcp @east none, 100.64.1.10:53/UDP > dns @east none", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			frontends, refusals := Frontends(test.view, guard)
+			var got, refused []string
+			for _, f := range frontends {
+				got = append(got, fmt.Sprintf("%s > %s @%s %s", f.FrontendKey, f.Target.Port, f.Cluster, f.Affinity))
+			}
+			for _, r := range refusals {
+				refused = append(refused, r.Reason)
+			}
+			slices.Sort(got)
+			slices.Sort(refused)
+			if strings.Join(got, ", ") != test.want {
+				t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), test.want)
+			}
+			if strings.Join(refused, "; ") != test.refused {
+				t.Errorf("refused %s\nwant    %s", strings.Join(refused, "; "), test.refused)
+			}
+		})
+	}
+}
+
+func TestElect(t *testing.T) {
+	claim := func(cluster string, id uint8, service string) Frontend {
+		return Frontend{
+			FrontendKey: FrontendKey{netip.MustParseAddr("100.64.2.10"), 80, TCP},
+			Target:      PortKey{Name{"web", service}, "http", TCP}, Cluster: cluster, ClusterID: id,
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		claims []Frontend
+		want   string
+	}{
+		{"alone", []Frontend{claim("west", 2, "shop")}, "west/shop"},
+		{"the own cluster's first", []Frontend{claim("west", 2, "cart"), claim("east", 4, "shop")}, "east/shop"},
+		{"then the lowest ID's", []Frontend{claim("north", 3, "cart"), claim("west", 2, "shop")}, "west/shop"},
+		{"then by name", []Frontend{claim("west", 2, "shop"), claim("west", 2, "cart")}, "west/cart"},
+	} {
+		for range 2 { // in either order
+			winner, refused := Elect("east", test.claims)
+			if got := winner.Cluster + "/" + winner.Target.Service.Name; got != test.want {
+				t.Errorf("%s: %s", test.name, got)
+			}
+			if len(refused) != len(test.claims)-1 {
+				t.Errorf("%s: refused %+v", test.name, refused)
+			}
+			for _, r := range refused {
+				if want := "100.64.2.10:80/TCP is taken by service " + winner.Target.Service.String() + " of cluster " + winner.Cluster; r.Reason != want {
+					t.Errorf("reason %q, want %q", r.Reason, want)
+				}
+			}
+			slices.Reverse(test.claims)
+		}
+	}
+}
