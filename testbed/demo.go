@@ -163,7 +163,7 @@ func (d *demo) explain(ctx context.Context, err error) error {
 
 // complaints returns the last warnings and errors in an agent's log.
 func complaints(path string) (lines []string) {
-	for line := range strings.Lines(logTail(path, 50)) {
+	for _, line := range logTail(path, 50) {
 		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
 			lines = append(lines, strings.TrimSpace(line))
 		}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"causeway/agent/api"
@@ -55,20 +56,9 @@ func (d *demo) sample(ctx context.Context, client *api.Client, maps *datapath.Ma
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, deleteNS(ns)) }()
-	known, err := prefixes(maps)
-	if err != nil {
-		return 0, err
-	}
-
-	added := make(chan addition, 1) // one send, so that the sender never waits
-	began := time.Now()
-	go func() {
-		ep, err := client.AddEndpoint(ctx, api.EndpointRequest{
-			Namespace: "default", Name: name, Labels: map[string]string{"app": "probe"}, NetNS: netnsPath(ns),
-		})
-		added <- addition{ep, err}
-	}()
-	prefix, took, err := lookFor(ctx, maps, known, began, added)
+	prefix, took, err := d.addAndLook(ctx, client, maps, api.EndpointRequest{
+		Namespace: "default", Name: name, Labels: map[string]string{"app": "probe"}, NetNS: netnsPath(ns),
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -78,60 +68,58 @@ func (d *demo) sample(ctx context.Context, client *api.Client, maps *datapath.Ma
 	return took, waitUnknown(ctx, maps, prefix)
 }
 
+// addAndLook adds an endpoint and returns its address, and how long it took from before the request until the
+// address was in the map. The agent says which address it is only in its answer, perhaps after that has
+// appeared, so the time is kept for every one that is new.
+func (d *demo) addAndLook(ctx context.Context, client *api.Client, maps *datapath.Maps, req api.EndpointRequest) (netip.Prefix, time.Duration, error) {
+	seen := map[netip.Prefix]time.Duration{}
+	if err := note(maps, seen, 0); err != nil {
+		return netip.Prefix{}, 0, err
+	}
+	var adding sync.WaitGroup
+	defer adding.Wait()
+	answer := make(chan addition, 1)
+	began := time.Now()
+	adding.Go(func() {
+		ep, err := client.AddEndpoint(ctx, req)
+		answer <- addition{ep, err}
+	})
+	var prefix netip.Prefix
+	for {
+		if err := note(maps, seen, time.Since(began)); err != nil {
+			return prefix, 0, err
+		}
+		if took, ok := seen[prefix]; ok {
+			return prefix, took, nil
+		}
+		select {
+		case a := <-answer:
+			if a.err != nil {
+				return prefix, 0, a.err
+			}
+			prefix = netip.PrefixFrom(a.endpoint.Address, a.endpoint.Address.BitLen())
+		case <-ctx.Done():
+			return prefix, 0, context.Cause(ctx)
+		case <-time.After(lookInterval):
+		}
+	}
+}
+
 // addition is the outcome of adding an endpoint.
 type addition struct {
 	endpoint *api.Endpoint
 	err      error
 }
 
-// lookFor returns when the address of the endpoint that is being added appeared in the map. The agent says which address that is only
-// afterwards, perhaps after it has appeared, so the time of every new one is kept.
-func lookFor(ctx context.Context, maps *datapath.Maps, known map[netip.Prefix]time.Duration, began time.Time, added <-chan addition) (netip.Prefix, time.Duration, error) {
-	var want netip.Prefix
-	var failed error
-	for {
-		entries, err := maps.ListAddresses()
-		now := time.Since(began)
-		if err != nil {
-			failed = err
-		}
-		for _, e := range entries {
-			if _, ok := known[e.Prefix]; !ok {
-				known[e.Prefix] = now
-			}
-		}
-		if took, ok := known[want]; ok && took > 0 {
-			return want, took, nil
-		}
-		if failed != nil && added == nil {
-			return want, 0, failed
-		}
-		select {
-		case a := <-added:
-			added = nil // never ready again
-			if a.err != nil {
-				return want, 0, a.err
-			}
-			want = netip.PrefixFrom(a.endpoint.Address, a.endpoint.Address.BitLen())
-			delete(known, netip.Prefix{})
-		case <-ctx.Done():
-			failed = context.Cause(ctx) // the addition ends with ctx too, and is waited for
-			if added == nil {
-				return want, 0, failed
-			}
-		case <-time.After(lookInterval):
-		}
-	}
-}
-
-// prefixes returns what the map holds, seen at time 0.
-func prefixes(maps *datapath.Maps) (map[netip.Prefix]time.Duration, error) {
+// note writes down when the prefixes that are in the map were first seen.
+func note(maps *datapath.Maps, seen map[netip.Prefix]time.Duration, now time.Duration) error {
 	entries, err := maps.ListAddresses()
-	known := make(map[netip.Prefix]time.Duration, len(entries))
 	for _, e := range entries {
-		known[e.Prefix] = 0
+		if _, ok := seen[e.Prefix]; !ok {
+			seen[e.Prefix] = now
+		}
 	}
-	return known, err
+	return err
 }
 
 // waitUnknown waits until the map has forgotten an address.

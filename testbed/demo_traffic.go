@@ -84,7 +84,7 @@ func (d *demo) phase(name string, servers map[string]int) func(context.Context) 
 	}
 }
 
-// answers says who answered how often: "east 103, west 97".
+// answers counts in words who answered how often: "east 103, west 97".
 func answers(by map[string]int) string {
 	var parts []string
 	for _, cluster := range slices.Sorted(maps.Keys(by)) {
@@ -96,12 +96,12 @@ func answers(by map[string]int) string {
 // demoRun is traffic with what went wrong in it.
 type demoRun struct {
 	DemoTraffic
-	firstError string
+	errors map[string]int // by reason
 }
 
 func (t *demoRun) check(servers map[string]int) error {
 	if t.Failed > 0 {
-		return fmt.Errorf("%d of %d requests of %s's client failed: %s", t.Failed, t.Requests, t.Client, t.firstError)
+		return fmt.Errorf("%d of %d requests of %s's client failed: %s", t.Failed, t.Requests, t.Client, answers(t.errors))
 	}
 	for cluster, n := range t.By {
 		if (n > 0) != (servers[cluster] > 0) {
@@ -116,11 +116,11 @@ func (d *demo) ask(ctx context.Context, phase, cluster string) (*demoRun, error)
 	url := "http://" + netip.AddrPortFrom(d.shop[cluster], shopPort).String() + "/"
 	var out, stderr bytes.Buffer
 	code, err := d.bed.Exec(ctx, Target{Cluster: cluster, Pod: "client"},
-		[]string{"clustermesh", "testbed", "load", "--requests", strconv.Itoa(d.o.Requests), "-o", "json", url}, Stdio{Out: &out, Err: &stderr})
+		[]string{"clustermesh", "testbed", "load", "--url", url, "--requests", strconv.Itoa(d.o.Requests), "-o", "json"}, Stdio{Out: &out, Err: &stderr})
 	if err != nil {
 		return nil, err
 	}
-	var report LoadReport
+	var report LoadResult
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
 		return nil, fmt.Errorf("%s's client ended with exit status %d: %s", cluster, code, strings.TrimSpace(stderr.String()))
 	}
@@ -128,13 +128,10 @@ func (d *demo) ask(ctx context.Context, phase, cluster string) (*demoRun, error)
 	for _, c := range demoClusters {
 		run.By[c] = 0
 	}
-	for name, n := range report.By {
-		server, _, _ := strings.Cut(name, "/")
-		run.By[server] += n
+	for c, n := range report.By {
+		run.By[c] += n
 	}
-	if len(report.Errors) > 0 {
-		run.firstError = report.Errors[0]
-	}
+	run.errors = report.Errors
 	return run, nil
 }
 

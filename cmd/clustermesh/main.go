@@ -70,7 +70,7 @@ func main() {
 		now:      time.Now,
 		getenv:   os.Getenv,
 		connect:  api.NewClient,
-		testbed:  noTestbed{},
+		testbed:  localTestbed{},
 	}, os.Args[1:]))
 }
 
@@ -131,10 +131,11 @@ and a service can have its backends in all of them.`,
 	root.SetOut(e.out)
 	root.SetErr(e.err)
 	addSocketFlags(root)
+	addGroup(root, "try", "Try it on one machine:", newDemoCommand(e), newTestbedCommand())
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))
-	addGroup(root, "run", "Run on a node:", newKVStoreCommand())
+	addGroup(root, "run", "Run on a node:", newAgentCommand(), newKVStoreCommand())
 	root.AddCommand(newVersionCommand(e))
 	markStart(root, started)
 	return root, started

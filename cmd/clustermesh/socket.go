@@ -4,6 +4,7 @@ import (
 	"os"
 
 	"causeway/agent/api"
+	"causeway/testbed"
 
 	"github.com/spf13/cobra"
 )
@@ -63,9 +64,8 @@ func (e *env) socket(cmd *cobra.Command) (string, error) {
 	return "", usageError("no agent is running on this machine: name one with --socket PATH, or with --node CLUSTER/NODE if a test-bed is up")
 }
 
-type noTestbed struct{}
+// localTestbed finds the agents of test-beds on this machine.
+type localTestbed struct{}
 
-func (noTestbed) SocketOf(_, node string) (string, error) {
-	return "", usageError("there is no test-bed with a node %s", node)
-}
-func (noTestbed) SocketHere() (string, bool) { return "", false }
+func (localTestbed) SocketOf(dir, node string) (string, error) { return testbed.SocketOf(dir, node) }
+func (localTestbed) SocketHere() (string, bool)                { return testbed.SocketHere() }
