@@ -102,6 +102,11 @@ func (a *agent) setupKernel() (err error) {
 	if err := datapath.Check(); err != nil {
 		return err
 	}
+	if a.cfg.Cgroup == "" {
+		if a.cfg.Cgroup, err = datapath.CgroupRoot(); err != nil {
+			return err
+		}
+	}
 	underlay, err := tunnel.UnderlayMTU(a.cfg.Node.Address)
 	if err != nil {
 		return err

@@ -83,6 +83,7 @@ func makeCgroup(dir string) error {
 }
 
 // killCgroup kills every process in dir and below, and waits until they are gone. A missing cgroup is no error.
+// The cgroups that held them can be used again.
 func killCgroup(ctx context.Context, dir string) error {
 	err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,7 +92,37 @@ func killCgroup(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("killing the processes of %s: %w", dir, err)
 	}
-	return waitEmpty(ctx, dir)
+	if err := waitEmpty(ctx, dir); err != nil {
+		return err
+	}
+	return renewCgroup(dir)
+}
+
+// renewCgroup replaces the innermost cgroups of dir by new ones. Since Linux 6.15 a process that is cloned into a
+// cgroup that was ever killed may be killed too: clone compares the number of kills of the cgroup that it comes from
+// with that of the one that it goes to.
+func renewCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	leaf := true
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		leaf = false
+		if err := renewCgroup(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	if !leaf {
+		return nil
+	}
+	if err := unix.Rmdir(dir); err != nil {
+		return fmt.Errorf("renewing the cgroup %s: %w", dir, err)
+	}
+	return makeCgroup(dir)
 }
 
 // cgroupPopulated tells whether any process is in dir or below it.
