@@ -237,7 +237,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		if status.Connected || status.LastError == "" {
 			t.Errorf("%s: status %+v", name, status)
 		}
-		t.Logf("%s: %s", name, status.LastError)
+		t.Log(name, "-", status.LastError)
 	}
 	must(t, server.dial(t, nil).Put(t.Context(), "a", nil))
 }

@@ -2,6 +2,7 @@ package kvstore
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,7 +75,9 @@ func plainCause(err error) string {
 	if _, cause, ok := strings.Cut(text, "desc = "); ok {
 		text = cause
 	}
-	text = strings.Trim(text, `"`)
+	if unquoted, err := strconv.Unquote(text); err == nil {
+		text = unquoted
+	}
 	text = strings.TrimPrefix(text, "transport: Error while dialing: ")
 	return strings.TrimPrefix(text, "transport: ")
 }

@@ -35,7 +35,8 @@ type Entry struct {
 	Key   string
 	Value []byte
 	// Revision is the store's revision at which the key was last written;
-	// it grows with every write to the store.
+	// it grows with every write to the store. It starts over in a store that
+	// was wiped or restored from a copy.
 	Revision int64
 }
 
@@ -45,7 +46,8 @@ type EventKind uint8
 const (
 	// EventPut says that the key was created or changed.
 	EventPut EventKind = iota + 1
-	// EventDelete says that the key is gone; the Entry has no Value.
+	// EventDelete says that the key is gone; the Entry has no Value, and its
+	// Revision is that of the deletion or of the listing that missed the key.
 	EventDelete
 )
 
@@ -63,7 +65,8 @@ type Batch struct {
 	// of every watch (even if it is empty), and again after each reconnect
 	// or compaction that forced listing anew. Every key that existed at that time has
 	// been delivered by then, and every key that vanished meanwhile is in
-	// the batch as EventDelete.
+	// the batch as EventDelete, before the puts. A connection that was lost
+	// and found again forces no listing if the store still has the history.
 	Listed bool
 	// Revision of the store that this batch brings the watcher to.
 	Revision int64
@@ -75,9 +78,11 @@ type PutOption uint8
 const (
 	// Leased hangs the key on this Store's session lease: the key vanishes
 	// a lease TTL after the process does. If the lease was lost (the store was
-	// away for longer), the Store takes a new one and writes all its leased
-	// keys again, unless they were deleted or taken over meanwhile by Delete or
-	// Put of this Store.
+	// away for longer, or was wiped), the Store takes a new one and writes all its leased
+	// keys again: those that this Store has written last, as leased, and not deleted since. Keys
+	// written with a condition on themselves (Create, CompareAndSwap, Txn) are
+	// left alone if somebody else has them by then. Writes of one key must
+	// not run at the same time, or it is open which one is remembered.
 	Leased PutOption = iota + 1
 )
 
@@ -86,8 +91,8 @@ type Condition struct {
 	// Key, or with Prefix true, all keys starting with Key.
 	Key    string
 	Prefix bool
-	// Revision that the key must have; 0 means that it must not exist (with
-	// Prefix: that no key with the prefix exists).
+	// Revision that the key must have; 0 means that it must not exist. With
+	// Prefix it must be 0: no key with the prefix exists.
 	Revision int64
 }
 
@@ -124,13 +129,15 @@ type Store interface {
 	CompareAndSwap(ctx context.Context, key string, revision int64, value []byte, opts ...PutOption) error
 	// Delete removes key; a key that does not exist is no error.
 	Delete(ctx context.Context, key string) error
-	// Txn does all ops at once if all conditions hold, otherwise returns ErrConflict.
+	// Txn does all ops at once if all conditions hold, otherwise returns ErrConflict. There may
+	// be at most 128 of each, and no two ops on one key.
 	Txn(ctx context.Context, conds []Condition, ops []Op) error
 	// Watch delivers everything under prefix and then its changes, in
 	// order and without gaps, until ctx ends or the Store is closed, whereupon the
 	// channel is closed. It survives disconnection, compaction and a restarted
-	// or restored server by listing again and delivering the difference:
-	// an unchanged key is not delivered twice.
+	// or restored server, if need be by listing again and delivering the difference:
+	// an unchanged key is not delivered twice. In a restored server unchanged means the same value;
+	// the revision may differ from the one delivered, so after ErrConflict Get the key anew.
 	// The channel is unbuffered; a slow reader slows only itself.
 	Watch(ctx context.Context, prefix string) <-chan Batch
 	// Status says how the connection is.
@@ -142,14 +149,14 @@ type Store interface {
 
 // Status of a Store's connection, as of now.
 type Status struct {
-	// Connected is true while the last exchange (request, watch progress or
-	// keepalive) succeeded and is younger than the store's keepalive bounds.
+	// Connected is true from the last time that the store answered until it is found not to. A
+	// broken connection is found at once, a silent one within about 4 s, without any request being made.
 	Connected bool `json:"connected"`
 	// Endpoints that the store was configured with.
 	Endpoints []string `json:"endpoints"`
 	// LastContact is when the store last answered.
 	LastContact time.Time `json:"lastContact,omitzero"`
-	// LastError is the newest failure; empty while connected.
+	// LastError is the newest failure, with the endpoint and the cause; empty while connected.
 	LastError string `json:"lastError,omitempty"`
 	// Revision is the newest revision seen.
 	Revision int64 `json:"revision"`
