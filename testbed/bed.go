@@ -140,8 +140,6 @@ type marker struct {
 	ID string `json:"id"`
 	// Dirs that were made to hold the bed, innermost first.
 	Dirs []string `json:"dirs"`
-	// NetnsDir is set if /run/netns was made a mount point, as "ip netns add" would do.
-	NetnsDir bool `json:"netnsDir"`
 }
 
 func (l layout) readMarker() (marker, error) {

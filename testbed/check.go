@@ -11,18 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Check tells what this machine lacks for a test-bed, and what to do about it; nil if nothing.
-func Check() error {
+// check tells what this machine lacks for a test-bed, and what to do about it. What the data path needs it
+// tells itself, once there is a cgroup file system.
+func check() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the test-bed makes network namespaces and loads BPF programs, which takes root: run it with sudo")
-	}
-	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
-		return errors.New("this kernel gives no BTF (/sys/kernel/btf/vmlinux is missing): use a kernel with CONFIG_DEBUG_INFO_BTF, as the ones of Debian, Ubuntu and Fedora are")
 	}
 	if err := checkFileSystems(); err != nil {
 		return err
 	}
-	return checkLinks()
+	return checkBridge()
 }
 
 func checkFileSystems() error {
@@ -39,8 +37,8 @@ func checkFileSystems() error {
 	return nil
 }
 
-// checkLinks makes every kind of link that is needed, in a namespace that is gone at the end.
-func checkLinks() error {
+// checkBridge makes a bridge in a namespace that is gone at the end; other kinds of link are the data path's to check.
+func checkBridge() error {
 	return onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("making a network namespace: %w; the kernel needs CONFIG_NET_NS, and a container needs CAP_SYS_ADMIN", err)
@@ -50,22 +48,10 @@ func checkLinks() error {
 			return fmt.Errorf("opening netlink: %w", err)
 		}
 		defer h.Close()
-		attrs := func(name string) netlink.LinkAttrs {
-			a := netlink.NewLinkAttrs()
-			a.Name = name
-			return a
-		}
-		for _, k := range []struct {
-			link   netlink.Link
-			option string
-		}{
-			{&netlink.Bridge{LinkAttrs: attrs("br0")}, "CONFIG_BRIDGE"},
-			{&netlink.Veth{LinkAttrs: attrs("veth0"), PeerName: "veth1"}, "CONFIG_VETH"},
-			{&netlink.Vxlan{LinkAttrs: attrs("vxlan0"), FlowBased: true, Port: 4789}, "CONFIG_VXLAN"},
-		} {
-			if err := h.LinkAdd(k.link); err != nil {
-				return fmt.Errorf("making a link of kind %s: %w", k.link.Type(), missingKind(err, k.link.Type(), k.option))
-			}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = bridgeName
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("making a bridge: %w", missingKind(err, "bridge", "CONFIG_BRIDGE"))
 		}
 		return nil
 	})

@@ -26,11 +26,11 @@ type DemoOptions struct {
 	Report func(DemoEvent)
 }
 
-// DemoEvent tells that a step began, or how it ended.
+// DemoEvent tells that a step began, how far it is, or how it ended.
 type DemoEvent struct {
 	// Step says what is being done.
 	Step string
-	// Done is false when the step begins.
+	// Done is true for the last event of a step.
 	Done bool
 	// Err is why the step failed.
 	Err error
@@ -124,7 +124,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := d.traffic(ctx); err != nil {
 		return err
 	}
-	return d.step(ctx, "measure how soon east's kernel knows a new endpoint of west", d.measurePropagation)
+	return d.step(ctx, propagationStep, d.measurePropagation)
 }
 
 // step runs one step of the demo and reports it. A step's function returns what there is to say about it.

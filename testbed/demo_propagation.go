@@ -19,6 +19,10 @@ const (
 	lookInterval = 250 * time.Microsecond
 	// sampleTimeout is when a sample is given up, and the demo with it.
 	sampleTimeout = 10 * time.Second
+	// reportEvery so many samples the demo says how far it is.
+	reportEvery = 20
+
+	propagationStep = "measure how soon east's kernel knows a new endpoint of west"
 )
 
 // DemoPropagation is how long it took from the request that added an endpoint in west
@@ -41,6 +45,9 @@ func (d *demo) measurePropagation(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("after %d samples: %w", i, err)
 		}
 		samples = append(samples, took)
+		if len(samples)%reportEvery == 0 {
+			d.report(DemoEvent{Step: propagationStep, Detail: fmt.Sprintf("%d of %d", len(samples), d.o.Samples)})
+		}
 	}
 	p := DemoPropagation{P50: percentile(samples, 50), P99: percentile(samples, 99), Samples: len(samples)}
 	d.result.Propagation = p

@@ -214,9 +214,7 @@ func (l layout) removeFiles() error {
 
 // removeDir removes the marker and the directories that were made for the bed.
 func (l layout) removeDir(m marker) error {
-	if m.NetnsDir {
-		releaseNetnsDir()
-	}
+	releaseNetnsDir()
 	if err := os.Remove(l.marker()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,16 +19,50 @@ const netnsDir = "/run/netns"
 // netnsPath is the file that keeps a named namespace alive.
 func netnsPath(name string) string { return filepath.Join(netnsDir, name) }
 
-// prepareNetnsDir makes /run/netns a shared mount of its own, as "ip netns add" does. Without it a later "ip
-// netns add" would cover our namespaces with copies of themselves, which could then not be removed
-// any more.
-func prepareNetnsDir() error {
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return err
+// madeAttr on /run/netns says what of it we made: "mount", or "dir" for both. It outlives any one bed.
+const madeAttr = "trusted.causeway.made"
+
+// withNetnsDir runs fn while /run/netns is there and no bed that goes down can remove it.
+func withNetnsDir(ctx context.Context, fn func() error) error {
+	for {
+		if err := makeNetnsDir(); err != nil {
+			return err
+		}
+		lock, err := lockFile(ctx, netnsDir, unix.LOCK_EX)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed just now
+		}
+		if err != nil {
+			return err
+		}
+		defer lock.unlock()
+		if err := shareNetnsDir(); err != nil {
+			return err
+		}
+		return fn()
 	}
+}
+
+func makeNetnsDir() error {
+	err := os.Mkdir(netnsDir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		// A file system without such attributes only means that an empty directory stays.
+		_ = unix.Setxattr(netnsDir, madeAttr, []byte("dir"), 0)
+	}
+	return err
+}
+
+// shareNetnsDir makes /run/netns a shared mount of its own, as "ip netns add" does. Without it a later "ip netns
+// add" would cover our namespaces with copies of themselves, which could then not be removed any more.
+func shareNetnsDir() error {
 	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
 	err := share()
 	if errors.Is(err, unix.EINVAL) { // not a mount point yet
+		// If we made the directory too, it says so already.
+		_ = unix.Setxattr(netnsDir, madeAttr, []byte("mount"), unix.XATTR_CREATE)
 		if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("mounting %s on itself: %w", netnsDir, err)
 		}
@@ -39,14 +74,31 @@ func prepareNetnsDir() error {
 	return nil
 }
 
-// releaseNetnsDir undoes prepareNetnsDir if no namespace is left.
+// releaseNetnsDir undoes withNetnsDir once nobody has a namespace in /run/netns. A bed that comes up just now keeps it.
 func releaseNetnsDir() {
-	entries, err := os.ReadDir(netnsDir)
-	if err != nil || len(entries) > 0 {
+	buf := make([]byte, 16)
+	n, err := unix.Getxattr(netnsDir, madeAttr, buf)
+	if err != nil {
 		return
 	}
-	if unix.Unmount(netnsDir, 0) == nil {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	lock, err := lockFile(now, netnsDir, unix.LOCK_EX)
+	if err != nil {
+		return
+	}
+	defer lock.unlock()
+	if entries, err := os.ReadDir(netnsDir); err != nil || len(entries) > 0 {
+		return
+	}
+	// The lock is a file open on the directory, which holds the mount.
+	if err := unix.Unmount(netnsDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return
+	}
+	if string(buf[:n]) == "dir" {
 		os.Remove(netnsDir)
+	} else {
+		_ = unix.Removexattr(netnsDir, madeAttr)
 	}
 }
 

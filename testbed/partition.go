@@ -18,6 +18,8 @@ type Partition struct {
 	OneWay bool `json:"oneWay,omitempty"`
 	// Loss in percent, above 0 up to 100.
 	Loss float64 `json:"loss"`
+	// Lost counts the packets lost so far, in both directions.
+	Lost uint64 `json:"lost"`
 }
 
 func (p Partition) String() string {
@@ -26,16 +28,6 @@ func (p Partition) String() string {
 		arrow = "->"
 	}
 	return fmt.Sprintf("%s %s %s loses %g %%", p.A, arrow, p.B, p.Loss)
-}
-
-// faults is the part of the data path that loses packets on the underlay.
-type faults interface {
-	// Attach to an interface of the current network namespace.
-	Attach(ifindex int) error
-	// SetLoss loses percent of the packets between two addresses, one way.
-	SetLoss(from, to netip.Addr, percent float64) error
-	Clear(from, to netip.Addr) error
-	Close() error
 }
 
 // Partition loses packets between two places. One that is there already between the same two is replaced.
@@ -97,10 +89,6 @@ func (b *Bed) HealAll(ctx context.Context) error {
 func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) error {
 	return b.within(ctx, func(*State) error {
 		return b.update(ctx, func(s *State) error {
-			old, err := s.losses(s.Partitions)
-			if err != nil {
-				return err
-			}
 			before := slices.Clone(s.Partitions)
 			if err := change(s); err != nil {
 				return err
@@ -113,7 +101,7 @@ func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) e
 			if err := b.writeState(s); err != nil {
 				return err
 			}
-			if err := b.applyLosses(old, want); err != nil {
+			if err := b.applyLosses(want); err != nil {
 				s.Partitions = before
 				return errors.Join(err, b.writeState(s))
 			}
@@ -181,54 +169,4 @@ func (s *State) addresses(place string) ([]netip.Addr, error) {
 		return nil, err
 	}
 	return []netip.Addr{n.Address}, nil
-}
-
-// applyLosses brings the underlay from one set of losses to another.
-func (b *Bed) applyLosses(old, want map[direction]float64) (err error) {
-	f, err := b.openFaults()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	for d := range old {
-		if _, keep := want[d]; keep {
-			continue
-		}
-		if err := f.Clear(d.from, d.to); err != nil {
-			return fmt.Errorf("healing %v -> %v: %w", d.from, d.to, err)
-		}
-	}
-	for d, loss := range want {
-		if err := f.SetLoss(d.from, d.to, loss); err != nil {
-			return fmt.Errorf("losing packets %v -> %v: %w", d.from, d.to, err)
-		}
-	}
-	return nil
-}
-
-// openFaults makes sure that every port of the underlay has the program that loses packets. It is
-// there only in a bed that has been partitioned.
-func (b *Bed) openFaults() (faults, error) {
-	if err := mountBPF(b.faultsDir()); err != nil {
-		return nil, err
-	}
-	f, err := loadFaults(b.faultsDir())
-	if err != nil {
-		return nil, err
-	}
-	ports, err := b.ports()
-	if err == nil {
-		err = inNS(b.underlayNS(), func() error {
-			for _, port := range ports {
-				if err := f.Attach(port); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("preparing the underlay to lose packets: %w", err), f.Close())
-	}
-	return f, nil
 }

@@ -66,9 +66,13 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	partitions, err := b.partitions(s)
+	if err != nil {
+		return nil, err
+	}
 	st := &Status{
 		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(),
-		Pods: b.podStatuses(s), Partitions: append([]Partition{}, s.Partitions...),
+		Pods: b.podStatuses(s), Partitions: partitions,
 		Clusters: make([]ClusterStatus, len(s.Clusters)),
 	}
 	var g errgroup.Group

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"causeway/datapath"
+
 	"golang.org/x/sync/errgroup"
 )
 
@@ -33,7 +35,7 @@ func Up(ctx context.Context, o Options) (*Bed, error) {
 	if err := o.validate(l); err != nil {
 		return nil, err
 	}
-	if err := Check(); err != nil {
+	if err := check(); err != nil {
 		return nil, err
 	}
 	if o.Timeout == 0 {
@@ -186,6 +188,9 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	if err != nil {
 		return err
 	}
+	if err := datapath.Check(); err != nil {
+		return err
+	}
 	s.CgroupRoot = filepath.Join(mount, b.id)
 	if err := b.writeState(s); err != nil {
 		return err
@@ -255,22 +260,8 @@ func (b *Bed) installBinary(from string) error {
 
 // makeNetwork makes the underlay and the namespace of every store and node.
 func (b *Bed) makeNetwork(ctx context.Context, s *State) error {
-	if mounted, err := isMountPoint(netnsDir); err != nil {
-		return err
-	} else if !mounted {
-		m, err := b.readMarker()
-		if err != nil {
-			return err
-		}
-		m.NetnsDir = true
-		if err := b.writeMarker(m); err != nil {
-			return err
-		}
-	}
-	if err := prepareNetnsDir(); err != nil {
-		return err
-	}
-	if err := b.makeUnderlay(); err != nil {
+	// From the first namespace on, /run/netns stays.
+	if err := withNetnsDir(ctx, b.makeUnderlay); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
