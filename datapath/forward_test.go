@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -122,5 +121,3 @@ func TestNodesAndPodsReachEachOther(t *testing.T) {
 	t.Run("node to remote pod", func(t *testing.T) { m.nodes[0].ns.reach(t, netip.AddrPortFrom(pods[1].addr(), 7000)) })
 	t.Run("pod to remote node", func(t *testing.T) { pods[0].ns.reach(t, netip.AddrPortFrom(m.nodes[1].row.Address, 7000)) })
 }
-
-var _ = atomic.Int64{}

@@ -320,3 +320,9 @@ func must(t testing.TB, err error) {
 		t.Errorf("%v", err)
 	}
 }
+
+// sysctl sets a sysctl of the thread's network namespace.
+func sysctl(t testing.TB, name, value string) {
+	t.Helper()
+	must(t, os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644))
+}

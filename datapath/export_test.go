@@ -1,0 +1,16 @@
+package datapath
+
+import "github.com/cilium/ebpf"
+
+// PodProgram is for running the program on packets without a network.
+func (d *Datapath) PodProgram() *ebpf.Program { return d.pod.FromPod }
+
+// EgressProgram is what the node's own packets into the tunnel meet.
+func (d *Datapath) EgressProgram() *ebpf.Program { return d.overlay.ToOverlay }
+
+// Writes counts the changes that this process has made to maps.
+func (d *Datapath) Writes() uint64 {
+	m := d.Maps
+	return m.addresses.writes.Load() + m.endpoints.writes.Load() + m.nodes.writes.Load() + m.frontends.writes.Load() +
+		m.services.writes.Load() + m.slots.writes.Load() + m.backends.writes.Load()
+}
