@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 			defer stop()
 			os.Exit(report(Serve(ctx, os.Args[2], os.Args[3], nil)))
+		case "here":
+			socket, _ := SocketHere()
+			fmt.Print(socket)
+			os.Exit(0)
 		case "up":
 			_, err := Up(context.Background(), Options{Dir: os.Args[2], Clusters: []string{"east", "west"}, Nodes: 2})
 			os.Exit(report(err))

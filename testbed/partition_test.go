@@ -64,7 +64,7 @@ func TestPartitionAndHeal(t *testing.T) {
 	}
 	wantReach := func(from, to string, want bool) {
 		t.Helper()
-		if got := reaches(t, b, from, to); got != want {
+		if got := reaches(t, b, from, to, want); got != want {
 			t.Errorf("%s reaches %s: %v, want %v", from, to, got, want)
 		}
 	}
