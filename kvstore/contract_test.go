@@ -14,10 +14,10 @@ import (
 type harness struct {
 	// open returns a client of the one store, which is empty at first.
 	open func(t *testing.T) Store
-	// expire takes the store away for longer than the leases last, and brings it back.
-	expire func(t *testing.T)
-	// cut takes the store away from all clients until the returned function is called; meanwhile,
-	// during is done to the store and its history is compacted.
+	// expire takes the store away from all clients for longer than the leases last, does
+	// during to the store, and gives it back.
+	expire func(t *testing.T, during func(Store))
+	// cut takes the store away from all clients, does during to the store, compacts its history, and gives it back.
 	cut func(t *testing.T, during func(Store))
 	// wipe replaces the store by an empty one.
 	wipe func(t *testing.T)
@@ -317,7 +317,7 @@ func testLeaseExpiry(t *testing.T, h *harness) {
 	if lease == "" {
 		t.Fatal("no lease after leased writes")
 	}
-	h.expire(t)
+	h.expire(t, func(Store) {})
 	eventually(t, 10*time.Second, "leased keys are back", func() bool {
 		entries, err := other.List(ctx, "leased/")
 		return err == nil && len(entries) == 3
@@ -357,7 +357,7 @@ func testClose(t *testing.T, h *harness) {
 	if keys := listKeys(t, other, ""); !slices.Equal(keys, []string{"kept", "leased"}) {
 		t.Fatalf("keys after close: %v", keys)
 	}
-	h.expire(t)
+	h.expire(t, func(Store) {})
 	eventually(t, 20*time.Second, "keys of a closed store expire", func() bool {
 		entries, err := other.List(ctx, "")
 		return err == nil && len(entries) == 1
@@ -365,26 +365,19 @@ func testClose(t *testing.T, h *harness) {
 }
 
 func testClaimed(t *testing.T, h *harness) {
-	s, other := h.open(t), h.open(t)
+	s := h.open(t)
 	ctx := t.Context()
-	must(t, s.Create(ctx, "claimed", []byte("s"), Leased))
-	// other takes the key over, but s doesn't know: both will want it back.
-	must(t, other.Delete(ctx, "claimed"))
-	must(t, other.Create(ctx, "claimed", []byte("other"), Leased))
-	lost, lostOther := s.Status().Lease, other.Status().Lease
-	h.expire(t)
-	eventually(t, 10*time.Second, "both clients have a new lease", func() bool {
-		return s.Status().Lease != lost && other.Status().Lease != lostOther
+	must(t, s.Create(ctx, "claimed", []byte("first"), Leased))
+	must(t, s.Put(ctx, "owned", []byte("first"), Leased))
+	lost := s.Status().Lease
+	h.expire(t, func(direct Store) {
+		must(t, direct.Create(ctx, "claimed", []byte("second")))
+		must(t, direct.Create(ctx, "owned", []byte("second")))
 	})
-	// A leased write waits until the keys are written again.
-	must(t, s.Put(ctx, "s is done", nil, Leased))
-	must(t, other.Put(ctx, "other is done", nil, Leased))
-	e := get(t, s, "claimed")
-	if err := s.CompareAndSwap(ctx, "claimed", e.Revision, e.Value); err != nil {
-		t.Fatalf("the key of whoever was first was written again: %v", err)
-	}
-	if winner := string(e.Value); winner != "s" && winner != "other" {
-		t.Fatalf("claimed is %q", winner)
+	eventually(t, 10*time.Second, "there is a new lease", func() bool { return s.Status().Lease != lost })
+	must(t, s.Put(ctx, "done", nil, Leased)) // waits until the keys are written again
+	if claimed, owned := get(t, s, "claimed"), get(t, s, "owned"); string(claimed.Value) != "second" || string(owned.Value) != "first" {
+		t.Fatalf("claimed is of the %s writer, owned of the %s", claimed.Value, owned.Value)
 	}
 }
 

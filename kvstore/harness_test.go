@@ -1,7 +1,6 @@
 package kvstore
 
 import (
-	"slices"
 	"testing"
 	"time"
 
@@ -10,8 +9,17 @@ import (
 
 func memoryHarness(t *testing.T) *harness {
 	server := NewMemory()
-	clients := []*Memory{server}
 	t.Cleanup(func() { server.Close() })
+	var clients []*Memory
+	away := func(during func()) {
+		for _, c := range clients {
+			c.Disconnect()
+		}
+		during()
+		for _, c := range clients {
+			c.Reconnect()
+		}
+	}
 	return &harness{
 		open: func(t *testing.T) Store {
 			c := server.Client()
@@ -19,16 +27,11 @@ func memoryHarness(t *testing.T) *harness {
 			t.Cleanup(func() { c.Close() })
 			return c
 		},
-		expire: func(*testing.T) { server.ExpireLeases() },
+		expire: func(t *testing.T, during func(Store)) {
+			away(func() { server.ExpireLeases(); during(server) })
+		},
 		cut: func(t *testing.T, during func(Store)) {
-			for _, c := range clients[1:] {
-				c.Disconnect()
-			}
-			during(server)
-			server.Compact()
-			for _, c := range slices.Backward(clients[1:]) {
-				c.Reconnect()
-			}
+			away(func() { during(server); server.Compact() })
 		},
 		wipe: func(*testing.T) { server.Wipe() },
 	}
@@ -44,13 +47,14 @@ func etcdHarness(t *testing.T) *harness {
 	}
 	return &harness{
 		open: open,
-		expire: func(t *testing.T) {
+		expire: func(t *testing.T, during func(Store)) {
 			link.cut()
 			direct := server.dial(t, nil)
 			eventually(t, 20*time.Second, "all leases expire", func() bool {
 				resp, err := direct.(*etcd).client.Leases(t.Context())
 				return err == nil && len(resp.Leases) == 0
 			})
+			during(direct)
 			link.heal()
 		},
 		cut: func(t *testing.T, during func(Store)) {
