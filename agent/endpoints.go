@@ -218,7 +218,7 @@ func (e *endpoints) restore(ep identity.Endpoint) bool {
 	if err != nil || !ok || !e.podCIDR.Contains(ep.Address) {
 		return false
 	}
-	ep.IfIndex, ep.HostMAC, ep.MAC = link.IfIndex, link.HostMAC, link.MAC
+	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
 	e.byID[ep.ID()], e.used[ep.Address] = ep, ep.ID()
 	if e.last.Less(ep.Address) {
 		e.last = ep.Address
