@@ -40,7 +40,7 @@ func convert(s *corev1.Service) (lb.Service, error) {
 	if err != nil {
 		return lb.Service{}, err
 	}
-	return lb.Service{
+	service := lb.Service{
 		Name:        name,
 		Global:      options.Global,
 		Shared:      options.Shared,
@@ -49,7 +49,17 @@ func convert(s *corev1.Service) (lb.Service, error) {
 		Ports:       ports,
 		Selector:    s.Spec.Selector,
 		Annotations: s.Annotations,
-	}, nil
+	}
+	return service, checkStorable(service)
+}
+
+// checkStorable refuses what is too large to be stored in any cluster.
+func checkStorable(s lb.Service) error {
+	s.Cluster, s.ClusterID = strings.Repeat("c", 63), 255
+	if len(s.ClusterIPs) == 0 {
+		s.ClusterIPs = []netip.Addr{netip.AddrFrom4([4]byte{100, 127, 255, 255})}
+	}
+	return lb.CheckService(s)
 }
 
 func serviceName(s *corev1.Service) (lb.Name, error) {

@@ -1,0 +1,245 @@
+package k8s
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"causeway/lb"
+)
+
+// shop is an ordinary manifest, as people write them.
+const shop = `# The shop.
+apiVersion: v1
+kind: Service
+metadata:
+  name: shop
+  namespace: web
+  labels:
+    team: sales
+  annotations:
+    service.cilium.io/global: "true"
+    service.cilium.io/affinity: local
+    prometheus.io/scrape: "true"
+spec:
+  selector:
+    app: shop
+  ports:
+  - name: http
+    port: 80
+    targetPort: 8080
+  - name: dns
+    protocol: UDP
+    port: 53
+`
+
+var parsedShop = lb.Service{
+	Name: lb.Name{Namespace: "web", Name: "shop"}, Global: true, Shared: true, Affinity: lb.AffinityLocal,
+	Ports:    []lb.ServicePort{{Name: "http", Protocol: lb.TCP, Port: 80, TargetPort: 8080}, {Name: "dns", Protocol: lb.UDP, Port: 53, TargetPort: 53}},
+	Selector: map[string]string{"app": "shop"},
+	Annotations: map[string]string{
+		"service.cilium.io/global": "true", "service.cilium.io/affinity": "local", "prometheus.io/scrape": "true",
+	},
+}
+
+func TestParseServices(t *testing.T) {
+	got, err := ParseServices([]byte(shop))
+	if err != nil || !reflect.DeepEqual(got, []lb.Service{parsedShop}) {
+		t.Errorf("got  %+v, %v\nwant %+v", got, err, parsedShop)
+	}
+}
+
+// exported is what "kubectl get service -o json" prints: with everything that the API server adds.
+const exported = `{"apiVersion":"v1","kind":"List","metadata":{"resourceVersion":""},"items":[
+{"apiVersion":"v1","kind":"Service","metadata":{"name":"cart","namespace":"default","uid":"1-2","resourceVersion":"77","creationTimestamp":"2026-01-02T03:04:05Z",
+ "managedFields":[{"manager":"kubectl","operation":"Update","apiVersion":"v1","time":"2026-01-02T03:04:05Z","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{}}}]},
+ "spec":{"clusterIP":"100.64.64.9","clusterIPs":["100.64.64.9"],"internalTrafficPolicy":"Cluster","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack",
+ "ports":[{"port":80,"protocol":"TCP","targetPort":80}],"selector":{"app":"cart"},"sessionAffinity":"None","type":"ClusterIP"},"status":{"loadBalancer":{}}}]}`
+
+func TestParseServicesForms(t *testing.T) {
+	second := strings.NewReplacer("name: shop\n", "name: second\n", "  namespace: web\n", "").Replace(shop)
+	for _, test := range []struct {
+		name, file, want string
+	}{
+		{"documents", shop + "---\n" + second, "web/shop default/second"},
+		{"empty documents", "---\n# nothing\n---\n" + shop + "---\n\n---\n", "web/shop"},
+		{"windows line ends", strings.ReplaceAll(shop+"---\n"+second, "\n", "\r\n"), "web/shop default/second"},
+		{"as exported", exported, "default/cart"},
+		{"JSON objects in a row", exported + "\n" + strings.Replace(exported, `"cart"`, `"card"`, 1), "default/cart default/card"},
+		{"a ServiceList, whose items have no kind", strings.Replace(strings.Replace(exported, `"List"`, `"ServiceList"`, 1), `{"apiVersion":"v1","kind":"Service",`, `{`, 1), "default/cart"},
+		{"a List in YAML", "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {selector: {a: b}, ports: [{port: 80}]}}\n", "default/a"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			services, err := ParseServices([]byte(test.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, s := range services {
+				names = append(names, s.Name.String())
+			}
+			if strings.Join(names, " ") != test.want {
+				t.Errorf("got %v, want %s", names, test.want)
+			}
+		})
+	}
+}
+
+func TestRequestedClusterIP(t *testing.T) {
+	for fields, want := range map[string][]netip.Addr{
+		"type: ClusterIP":           nil,
+		`clusterIP: ""`:             nil,
+		"clusterIP: 100.64.64.7":    {netip.MustParseAddr("100.64.64.7")},
+		"clusterIPs: [100.64.64.7]": {netip.MustParseAddr("100.64.64.7")},
+		"clusterIP: 100.64.64.7\n  clusterIPs: [100.64.64.7]": {netip.MustParseAddr("100.64.64.7")},
+		"ipFamilyPolicy: PreferDualStack":                     nil,
+	} {
+		services, err := ParseServices([]byte(strings.Replace(shop, "spec:\n", "spec:\n  "+fields+"\n", 1)))
+		if err != nil || !reflect.DeepEqual(services[0].ClusterIPs, want) {
+			t.Errorf("%s: %+v, %v", fields, services, err)
+		}
+	}
+}
+
+func TestParseServicesRefuses(t *testing.T) {
+	for _, test := range []struct{ old, new, want string }{
+		{"kind: Service", "kind: Deployment", `document 1: kind "Deployment" of apiVersion "v1" is not known here, only Service and List of apiVersion v1 are`},
+		{"apiVersion: v1", "apiVersion: v2", `kind "Service" of apiVersion "v2" is not known`},
+		{"kind: Service\n", "", "document 1: it has no kind"},
+		{shop, "- a\n- b\n", "document 1: it is not a Kubernetes object"},
+		{shop, "just text", "document 1: it is not a Kubernetes object"},
+		{shop, "a: b: c", "document 1: "},
+		{shop, "", "the file has no Service"},
+		{shop, "# nothing", "the file has no Service"},
+		{shop, `{"kind":`, "document 1: unexpected EOF"},
+		{shop, "--- !x\na: b", "after document 0: "},
+		{shop, strings.Repeat("#", MaxManifest+1), "at most 1048576 are allowed"},
+		{shop, shop + "---\n" + shop, "the file has service web/shop twice"},
+		{shop, shop + "---\nkind: Pod\napiVersion: v1\n", `document 2: kind "Pod"`},
+		{"spec:", "specs:", `unknown field "specs"`},
+		{"spec:", "Spec:", `unknown field "Spec"`},
+		{"    port: 80\n", "    port: 80\n    port: 81\n", `already set in map`},
+		{"selector:", "selecter:", `unknown field "spec.selecter"`},
+		{"port: 80\n", "port: eighty\n", "document 1: "},
+		{"name: shop\n", "name: Shop\n", `document 1: service web/Shop: metadata.name "Shop"`},
+		{"name: shop\n", "name: 1shop\n", `metadata.name "1shop"`},
+		{"name: shop\n", "name: " + strings.Repeat("s", 64) + "\n", "must be no more than 63"},
+		{"name: shop\n", "generateName: shop-\n", "metadata.generateName is not supported"},
+		{"namespace: web", "namespace: w_b", `metadata.namespace "w_b"`},
+		{"prometheus.io/scrape: \"true\"", "a: " + strings.Repeat("x", lb.MaxValue), "service web/shop: it takes 65"},
+		{"    prometheus.io/scrape: \"true\"\n", annotations(lb.MaxAnnotations), "service web/shop: 130 annotations, at most 128 are allowed"},
+		{"affinity: local", "affinity: nearest", `document 1: service web/shop: annotation service.cilium.io/affinity has the value "nearest", allowed are none, local, remote`},
+		{"service.cilium.io/global", "service.cilium.io/globle", `annotation "service.cilium.io/globle" is not known`},
+		{`global: "true"`, `global: true`, "document 1: "}, // not a string: Kubernetes refuses it too
+		{"selector:\n    app: shop", "type: ClusterIP", "spec.selector is missing"},
+		{"app: shop", "app: sh op", "spec.selector \"app\": \"sh op\""},
+		{"app: shop", "a p p: shop", "spec.selector \"a p p\""},
+		{"  ports:\n  - name: http\n    port: 80\n    targetPort: 8080\n  - name: dns\n    protocol: UDP\n    port: 53\n", "", "spec.ports is missing"},
+		{"targetPort: 8080", "targetPort: web", `spec.ports[0]: targetPort "web" is a name: write the number`},
+		{"targetPort: 8080", `targetPort: "8080"`, `targetPort "8080" is a name: write the number`},
+		{"targetPort: 8080", "targetPort: 70000", "spec.ports[0]: targetPort 70000: must be between 1 and 65535"},
+		{"port: 53", "port: 0", "spec.ports[1]: port 0: must be between 1 and 65535"},
+		{"port: 53", "port: -1", "port -1"},
+		{"port: 53", "port: 65589", "port 65589"}, // 53 in 16 bits
+		{"protocol: UDP", "protocol: SCTP", "spec.ports[1]: protocol SCTP is not available in this version"},
+		{"protocol: UDP", "protocol: udp", `protocol "udp" is not one of TCP, UDP`},
+		{"name: dns", "name: http", `spec.ports: port "http" 53/UDP is declared twice`},
+		{"  - name: dns\n", "  -\n", "needs a name"},
+		{"name: dns", "name: DNS", `port name "DNS"`},
+		{"protocol: UDP\n    port: 53", "port: 80", "declared twice"},
+		{"port: 53", "port: 53\n    nodePort: 30053", "spec.ports[1]: nodePort has no effect"},
+		{"spec:", "spec:\n  type: NodePort", "spec.type NodePort is not available in this version"},
+		{"spec:", "spec:\n  type: LoadBalancer", "spec.type LoadBalancer is not available in this version"},
+		{"spec:", "spec:\n  type: ExternalName\n  externalName: a.b", "spec.type ExternalName is a DNS alias"},
+		{"spec:", "spec:\n  type: Cluster", `spec.type "Cluster" is not known`},
+		{"spec:", "spec:\n  clusterIP: None", "spec.clusterIP None (a headless Service)"},
+		{"spec:", "spec:\n  clusterIP: fd00::1", `spec.clusterIP "fd00::1": services have IPv4 addresses only`},
+		{"spec:", "spec:\n  clusterIP: ::ffff:1.2.3.4", "services have IPv4 addresses only"},
+		{"spec:", "spec:\n  clusterIP: 127.0.0.1", "is a loopback address"},
+		{"spec:", "spec:\n  clusterIP: 100.64.64", `spec.clusterIP "100.64.64"`},
+		{"spec:", "spec:\n  clusterIP: 100.64.64.1\n  clusterIPs: [100.64.64.2]", "differ"},
+		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1']", "spec.clusterIPs has 2 addresses"},
+		{"spec:", "spec:\n  ipFamilies: [IPv6]", `spec.ipFamilies has "IPv6"`},
+		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv6]", `spec.ipFamilies has "IPv6"`},
+		{"spec:", "spec:\n  ipFamilyPolicy: RequireDualStack", `spec.ipFamilyPolicy "RequireDualStack"`},
+		{"spec:", "spec:\n  sessionAffinity: ClientIP", `spec.sessionAffinity "ClientIP" is not available in this version`},
+		{"spec:", "spec:\n  internalTrafficPolicy: Local", `spec.internalTrafficPolicy "Local" is not available`},
+		{"spec:", "spec:\n  publishNotReadyAddresses: true", "spec.publishNotReadyAddresses is not available"},
+		{"spec:", "spec:\n  trafficDistribution: PreferClose", "spec.trafficDistribution"},
+		{"spec:", "spec:\n  externalIPs: [1.2.3.4]", "spec.externalIPs has no effect"},
+		{"spec:", "spec:\n  externalTrafficPolicy: Local", "spec.externalTrafficPolicy has no effect"},
+		{"spec:", "spec:\n  loadBalancerIP: 1.2.3.4", "spec.loadBalancerIP has no effect"},
+		{"spec:", "spec:\n  externalName: a.b", "spec.externalName has no effect"},
+	} {
+		file := strings.Replace(shop, test.old, test.new, 1)
+		if file == shop {
+			t.Fatalf("%q is not in the manifest", test.old)
+		}
+		services, err := ParseServices([]byte(file))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%.60q → %.60q:\n got %v\nwant … %s …", test.old, test.new, err, test.want)
+		}
+		if services != nil {
+			t.Errorf("%.60q → %.60q: refused, and yet returns %+v", test.old, test.new, services)
+		}
+		if err != nil && len(err.Error()) > 600 {
+			t.Errorf("%.60q → %.60q: an error of %d bytes", test.old, test.new, len(err.Error()))
+		}
+	}
+}
+
+func annotations(n int) string {
+	var lines strings.Builder
+	for i := range n {
+		fmt.Fprintf(&lines, "    a%d: \"1\"\n", i)
+	}
+	return lines.String()
+}
+
+func TestListsRefuse(t *testing.T) {
+	for _, test := range []struct{ old, new, want string }{
+		{`"kind":"Service"`, `"kind":"Pod"`, `document 1: item 1: kind "Pod"`},
+		{`"kind":"Service",`, ``, `item 1: kind "" of apiVersion "v1"`},
+		{`"items"`, `"item"`, `unknown field "item"`},
+		{`"selector"`, `"select"`, `item 1: unknown field "spec.select"`},
+		{`"port":80`, `"port":0`, "item 1: service default/cart: spec.ports[0]"},
+		{`"items":[`, `"items":[7,`, "item 1 is not a Kubernetes object"},
+	} {
+		file := strings.Replace(exported, test.old, test.new, 1)
+		if _, err := ParseServices([]byte(file)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s → %s:\n got %v\nwant … %s …", test.old, test.new, err, test.want)
+		}
+	}
+}
+
+// FuzzParseServices holds that whatever is accepted can be stored, and says the same once read again.
+func FuzzParseServices(f *testing.F) {
+	f.Add([]byte(shop))
+	f.Add([]byte(exported))
+	f.Add([]byte(shop + "---\n" + shop))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		services, err := ParseServices(file)
+		if err != nil {
+			return
+		}
+		if len(services) == 0 {
+			t.Error("neither services nor an error")
+		}
+		for _, s := range services {
+			s.Cluster, s.ClusterID = "east", 1
+			if len(s.ClusterIPs) == 0 {
+				s.ClusterIPs = []netip.Addr{netip.MustParseAddr("100.64.64.1")}
+			}
+			value := lb.EncodeService(s)
+			again, err := lb.DecodeService(lb.ServiceKey(s.Cluster, s.Name), value)
+			if err != nil {
+				t.Fatalf("%+v cannot be stored: %v", s, err)
+			}
+			if string(lb.EncodeService(again)) != string(value) {
+				t.Errorf("%+v became %+v", s, again)
+			}
+		}
+	})
+}
