@@ -22,14 +22,18 @@ func (l *fileLock) unlock() {
 	}
 }
 
-// lockFile takes an flock on path, creating the file unless it is a directory; how is
-// unix.LOCK_EX or unix.LOCK_SH. It waits until ctx ends. Should the file be removed
-// while we wait, the error is os.ErrNotExist.
+// lockFile takes an flock on path, creating the file if it is missing; how is unix.LOCK_EX or
+// unix.LOCK_SH. It waits until ctx ends. Should the file be removed while we wait, the error is os.ErrNotExist.
 func lockFile(ctx context.Context, path string, how int) (*fileLock, error) {
-	flags := os.O_RDWR | os.O_CREATE
-	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		flags = os.O_RDONLY
-	}
+	return lock(ctx, path, os.O_RDWR|os.O_CREATE, how)
+}
+
+// lockDir is lockFile for a directory; it makes none.
+func lockDir(ctx context.Context, path string, how int) (*fileLock, error) {
+	return lock(ctx, path, os.O_RDONLY|unix.O_DIRECTORY, how)
+}
+
+func lock(ctx context.Context, path string, flags, how int) (*fileLock, error) {
 	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
@@ -69,11 +73,11 @@ func sameFile(f *os.File, path string) bool {
 }
 
 // operate locks the bed's directory for one operation: exclusive for those that
-// make or remove the bed, shared for those that work within it.
+// make or remove the bed, shared for those that work within it. Without a directory the error is os.ErrNotExist.
 func (l layout) operate(ctx context.Context, exclusive bool) (*fileLock, error) {
 	how := unix.LOCK_SH
 	if exclusive {
 		how = unix.LOCK_EX
 	}
-	return lockFile(ctx, l.dir, how)
+	return lockDir(ctx, l.dir, how)
 }

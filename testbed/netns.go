@@ -28,7 +28,7 @@ func withNetnsDir(ctx context.Context, fn func() error) error {
 		if err := makeNetnsDir(); err != nil {
 			return err
 		}
-		lock, err := lockFile(ctx, netnsDir, unix.LOCK_EX)
+		lock, err := lockDir(ctx, netnsDir, unix.LOCK_EX)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it was removed just now
 		}
@@ -83,7 +83,7 @@ func releaseNetnsDir() {
 	}
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
-	lock, err := lockFile(now, netnsDir, unix.LOCK_EX)
+	lock, err := lockDir(now, netnsDir, unix.LOCK_EX)
 	if err != nil {
 		return
 	}

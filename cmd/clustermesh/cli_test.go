@@ -21,7 +21,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The test's own binary is the clustermesh of the test-beds that it brings up.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "clustermesh" {
+		main()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // fakeAgent answers on a socket of its own with the bodies it is given, by "METHOD path".
 type fakeAgent struct {

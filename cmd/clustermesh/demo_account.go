@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -20,39 +22,54 @@ type account struct {
 func (a *account) step(e testbed.DemoEvent) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case !e.Done && a.live:
-		a.p.printf("%8s  %s …", "", e.Step)
-		a.open = true
-	case !e.Done:
-	case e.Err != nil:
-		a.line(e, a.p.paint(red, "failed: ")+e.Step)
-	default:
-		a.line(e, e.Step)
-		if e.Detail != "" {
-			a.p.printf("%10s%s\n", "", a.p.paint(faint, e.Detail))
-		}
+	if e.Done {
+		a.done(e)
+	} else if a.live {
+		a.begin(e)
 	}
 }
 
-// line ends a step's line.
-func (a *account) line(e testbed.DemoEvent, text string) {
+// begin writes the line of a step that is going on, perhaps again.
+func (a *account) begin(e testbed.DemoEvent) {
+	a.clear()
+	text := e.Step + " …"
+	if e.Detail != "" {
+		text += " " + e.Detail
+	}
+	a.p.printf("%10s%s", "", text)
+	a.open = true
+}
+
+// done writes the line of a step that has ended.
+func (a *account) done(e testbed.DemoEvent) {
+	a.clear()
+	text := e.Step
+	switch {
+	case errors.Is(e.Err, context.Canceled):
+		text = "not done: " + text
+	case e.Err != nil:
+		text = a.p.paint(red, "failed: ") + text
+	}
+	a.p.printf("%7.1fs  %s\n", e.Took.Seconds(), text)
+	if e.Detail != "" && e.Err == nil {
+		a.p.printf("%10s%s\n", "", a.p.paint(faint, e.Detail))
+	}
+}
+
+// clear takes away a line that has begun and not ended.
+func (a *account) clear() {
 	if a.open {
 		a.p.printf("\r\x1b[K")
 		a.open = false
 	}
-	a.p.printf("%7.1fs  %s\n", e.Took.Seconds(), text)
 }
 
 // interrupted is called when the demo was told to end early.
 func (a *account) interrupted() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.open {
-		a.p.printf("\n")
-		a.open = false
-	}
-	a.p.printf("%8s  interrupted: taking everything down (once more to leave it lying)\n", "")
+	a.clear()
+	a.p.printf("%10sinterrupted: everything is taken down\n", "")
 }
 
 // summary says at the end what was shown.

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"causeway/agent/api"
@@ -60,9 +58,7 @@ func usageError(format string, args ...any) error {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	os.Exit(run(ctx, &env{
+	os.Exit(run(contextOfSignals(), &env{
 		in:       os.Stdin,
 		out:      os.Stdout,
 		err:      os.Stderr,
