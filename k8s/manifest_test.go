@@ -128,7 +128,7 @@ func TestParseServicesRefuses(t *testing.T) {
 		{"name: shop\n", "name: " + strings.Repeat("s", 64) + "\n", "must be no more than 63"},
 		{"name: shop\n", "generateName: shop-\n", "metadata.generateName is not supported"},
 		{"namespace: web", "namespace: w_b", `metadata.namespace "w_b"`},
-		{"prometheus.io/scrape: \"true\"", "a: " + strings.Repeat("x", lb.MaxValue), "service web/shop: it takes 65"},
+		{"prometheus.io/scrape: \"true\"", "a: " + strings.Repeat("x", lb.MaxValue), "service web/shop: it takes 66"},
 		{"    prometheus.io/scrape: \"true\"\n", annotations(lb.MaxAnnotations), "service web/shop: 130 annotations, at most 128 are allowed"},
 		{"affinity: local", "affinity: nearest", `document 1: service web/shop: annotation service.cilium.io/affinity has the value "nearest", allowed are none, local, remote`},
 		{"service.cilium.io/global", "service.cilium.io/globle", `annotation "service.cilium.io/globle" is not known`},
