@@ -2,13 +2,16 @@ package datapath_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -132,9 +135,28 @@ func newMesh(t testing.TB, opts options, clusters ...identity.ClusterID) *mesh {
 		m.addNode(i, id)
 	}
 	for _, n := range m.nodes {
+		n.awaitUnderlay()
 		n.learn()
 	}
 	return m
+}
+
+// awaitUnderlay waits until the bridge forwards for the node, which takes up to a second after its link came up.
+func (n *node) awaitUnderlay() {
+	t := n.mesh.t
+	t.Helper()
+	for _, other := range n.mesh.nodes {
+		to := netip.AddrPortFrom(other.row.Address, 9)
+		n.ns.do(t, func() {
+			for range 200 {
+				// Nobody listens there; that it is refused says that it got there.
+				if _, err := net.DialTimeout("tcp4", to.String(), 20*time.Millisecond); errors.Is(err, unix.ECONNREFUSED) {
+					return
+				}
+			}
+			t.Errorf("%s doesn't reach %s on the underlay", n.row.Name, to)
+		})
+	}
 }
 
 func (m *mesh) addNode(i int, id identity.ClusterID) {
