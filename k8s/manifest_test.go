@@ -3,6 +3,7 @@ package k8s
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -48,6 +49,20 @@ func TestParseServices(t *testing.T) {
 	got, err := ParseServices([]byte(shop))
 	if err != nil || !reflect.DeepEqual(got, []lb.Service{parsedShop}) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, parsedShop)
+	}
+}
+
+// TestDocumentedManifest holds the manifest of docs/formats.md to what is read.
+func TestDocumentedManifest(t *testing.T) {
+	page, err := os.ReadFile("../docs/formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```yaml\n")
+	manifest, _, _ := strings.Cut(rest, "```")
+	services, err := ParseServices([]byte(manifest))
+	if err != nil || len(services) != 1 || !services[0].Shared || services[0].ClusterIPs[0].String() != "100.64.64.10" {
+		t.Errorf("got %+v, %v", services, err)
 	}
 }
 
