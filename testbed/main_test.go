@@ -44,8 +44,19 @@ func TestMain(m *testing.M) {
 			os.Exit(report(err))
 		}
 	}
-	goleak.VerifyTestMain(m)
+	dir, err := os.MkdirTemp("", "clustermesh")
+	if err != nil {
+		panic(err)
+	}
+	binaryDir = dir
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
 }
+
+// binaryDir is there for what tests build.
+var binaryDir string
 
 func report(err error) int {
 	if err != nil {
