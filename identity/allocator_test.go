@@ -221,6 +221,32 @@ func TestAllocateSkipsTakenNumbers(t *testing.T) {
 	}
 }
 
+// TestReferredNumbersAreLeftToThoseWhoReferToThem: their owners are about to store them again.
+func TestReferredNumbersAreLeftToThoseWhoReferToThem(t *testing.T) {
+	_, open := memory(t)
+	store := open()
+	a := allocator(store, "node1")
+	first := a.registry.first(app("shop"))
+	if err := store.Put(t.Context(), RefKey("east", first, "node3"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := must[Number](t)(a.Allocate(t.Context(), app("shop"))); n == first {
+		t.Errorf("got %d, which node3 refers to", n)
+	}
+}
+
+// TestLabelsHaveOneNumber: who looked before another node stored them must not store them twice.
+func TestLabelsHaveOneNumber(t *testing.T) {
+	onEachStore(t, func(t *testing.T, open opener) {
+		store := open()
+		put(t, store, Compose(1, 300), app("shop"))
+		err := allocator(store, "node1").registry.create(t.Context(), app("shop"), Compose(1, 400), false)
+		if !errors.Is(err, kvstore.ErrConflict) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestExhausted(t *testing.T) {
 	_, open := memory(t)
 	store := open()

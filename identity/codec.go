@@ -187,7 +187,7 @@ func EncodeIdentity(i Identity) []byte {
 // DecodeIdentity reads the identity stored under an IdentityKey; the cluster's name comes from the key.
 // Otherwise it is like DecodeNode.
 func DecodeIdentity(key string, value []byte) (Identity, error) {
-	i, err := decodeIdentity(key, value, "ids")
+	i, err := decodeIdentity(key, value)
 	if err == nil && key != IdentityKey(i.Cluster, i.Number) {
 		err = fmt.Errorf("value is of identity %d, but the key of another", uint32(i.Number))
 	}
@@ -200,20 +200,17 @@ func DecodeIdentity(key string, value []byte) (Identity, error) {
 // decodeLabels reads the identity stored under a LabelsKey. That the key is the hash of the labels
 // is not checked: two labels with one hash are for the Allocator to notice.
 func decodeLabels(key string, value []byte) (Identity, error) {
-	i, err := decodeIdentity(key, value, "labels")
+	i, err := decodeIdentity(key, value)
 	if err != nil {
 		return Identity{}, fmt.Errorf("labels entry %s: %w", entryName(key, "identities/"), err)
 	}
 	return i, nil
 }
 
-func decodeIdentity(key string, value []byte, kind string) (Identity, error) {
+func decodeIdentity(key string, value []byte) (Identity, error) {
 	parts, err := splitKey(key, kvstore.Prefix+"identities/", 3)
 	if err != nil {
 		return Identity{}, err
-	}
-	if parts[1] != kind {
-		return Identity{}, fmt.Errorf("key %s is not one of %s", quote(key), kind)
 	}
 	if err := lb.CheckName("cluster", parts[0]); err != nil {
 		return Identity{}, err

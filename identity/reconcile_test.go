@@ -104,6 +104,21 @@ func TestReconcileTakesTheStoresNumber(t *testing.T) {
 	})
 }
 
+func TestReconcileDropsTheFormerReference(t *testing.T) {
+	_, open := memory(t)
+	store := open()
+	a := allocator(store, "node1")
+	n := must[Number](t)(a.Allocate(t.Context(), app("shop")))
+	for _, key := range []string{LabelsKey("east", app("shop")), IdentityKey("east", n)} { // somebody's hand
+		if err := store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, store, Compose(1, 300), app("shop"))
+	reconciled(t, a, Renumbered{app("shop"), n, Compose(1, 300)})
+	stored(t, store, RefKey("east", n, "node1"), false)
+}
+
 // TestStoreLosesEverything: nodes go on with their numbers, and the store has them again.
 func TestStoreLosesEverything(t *testing.T) {
 	m, open := memory(t)
@@ -235,6 +250,30 @@ func TestSweep(t *testing.T) {
 		if got := must[int](t)(a.Sweep(ctx)); got != 0 {
 			t.Errorf("the third pass collects %d", got)
 		}
+	})
+}
+
+// TestSweepLeavesWhatIsUsedMeanwhile: a node may take up an orphan after the sweep has listed it.
+func TestSweepLeavesWhatIsUsedMeanwhile(t *testing.T) {
+	onEachStore(t, func(t *testing.T, open opener) {
+		store, ctx := open(), t.Context()
+		a := allocator(store, "node1")
+		n := must[Number](t)(a.Allocate(ctx, app("shop")))
+		if found := must[[]orphan](t)(a.registry.orphans(ctx)); len(found) != 0 {
+			t.Errorf("orphans with a reference: %+v", found)
+		}
+		if err := a.registry.unref(ctx, n); err != nil {
+			t.Fatal(err)
+		}
+		found := must[[]orphan](t)(a.registry.orphans(ctx))
+		if len(found) != 1 || found[0].Number != n {
+			t.Fatalf("orphans %+v, want %d", found, n)
+		}
+		must[Number](t)(allocator(open(), "node2").Allocate(ctx, app("shop")))
+		if removed := must[bool](t)(a.registry.remove(ctx, found[0])); removed {
+			t.Error("removed what node2 uses")
+		}
+		stored(t, store, IdentityKey("east", n), true)
 	})
 }
 

@@ -178,6 +178,7 @@ func TestParseServicesRefuses(t *testing.T) {
 		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1']", "spec.clusterIPs has 2 addresses"},
 		{"spec:", "spec:\n  ipFamilies: [IPv6]", `spec.ipFamilies has "IPv6"`},
 		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv6]", `spec.ipFamilies has "IPv6"`},
+		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv4]", "spec.ipFamilies has IPv4 twice"},
 		{"spec:", "spec:\n  ipFamilyPolicy: RequireDualStack", `spec.ipFamilyPolicy "RequireDualStack"`},
 		{"spec:", "spec:\n  sessionAffinity: ClientIP", `spec.sessionAffinity "ClientIP" is not available in this version`},
 		{"spec:", "spec:\n  internalTrafficPolicy: Local", `spec.internalTrafficPolicy "Local" is not available`},

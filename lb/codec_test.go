@@ -128,6 +128,7 @@ func TestDecodeSliceRefuses(t *testing.T) {
 		{`"ip":"10.1.1.6"`, `"ip":"224.0.0.1"`, "is a multicast address"},
 		{`"ip":"10.1.1.6"`, `"ip":"::ffff:10.1.1.6"`, "is IPv4 written as IPv6, write 10.1.1.6"},
 		{`"ip":"10.1.1.6"`, `"ip":""`, "address is missing"},
+		{`"sequence":7,`, `"sequence":7,` + strings.Repeat(" ", MaxValue), "at most 65536 are allowed"},
 		{`"web/shop-1"`, `"shop-1"`, `backend 10.1.1.5: endpoint "shop-1" is not NAMESPACE/NAME`},
 		{`"web/shop-1"`, `"web/shop/1"`, `endpoint's name "shop/1"`},
 		{`"port":8080`, `"port":0`, "has no number"},
