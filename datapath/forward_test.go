@@ -121,3 +121,22 @@ func TestNodesAndPodsReachEachOther(t *testing.T) {
 	t.Run("node to remote pod", func(t *testing.T) { m.nodes[0].ns.reach(t, netip.AddrPortFrom(pods[1].addr(), 7000)) })
 	t.Run("pod to remote node", func(t *testing.T) { pods[0].ns.reach(t, netip.AddrPortFrom(m.nodes[1].row.Address, 7000)) })
 }
+
+// lostOf sends n datagrams, one after the other, and counts the answers that don't come.
+func lostOf(t *testing.T, from namespace, to netip.AddrPort, n int) (lost int) {
+	t.Helper()
+	conn, err := from.dial(t, "udp4", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	buf := make([]byte, 8)
+	for range n {
+		conn.SetDeadline(time.Now().Add(10 * time.Millisecond))
+		conn.Write([]byte("ping"))
+		if _, err := conn.Read(buf); err != nil {
+			lost++
+		}
+	}
+	return lost
+}

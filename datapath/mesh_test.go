@@ -229,6 +229,7 @@ func (n *node) learn() {
 		}
 		must(n.mesh.t, n.dp.Nodes().Update(ctx, other.row))
 		must(n.mesh.t, n.routes.Update(ctx, other.row))
+		must(n.mesh.t, n.dp.Addresses().Update(ctx, other.address()))
 	}
 }
 
@@ -257,6 +258,14 @@ func (n *node) addPod(local uint16) *pod {
 		must(t, other.dp.Addresses().Update(context.Background(), p.address()))
 	}
 	return p
+}
+
+// address is the row of the node's own address.
+func (n *node) address() identity.Address {
+	return identity.Address{
+		Cluster: n.row.Cluster, ClusterID: n.row.ClusterID, Prefix: netip.PrefixFrom(n.row.Address, 32),
+		Identity: identity.RemoteNode, Node: n.row.Name, NodeAddress: n.row.Address,
+	}
 }
 
 // address is the pod's row of the addresses table.

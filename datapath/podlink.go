@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -19,6 +20,9 @@ const (
 	// podLinkAlias starts the alias of every veth of ours; the pod's address follows.
 	podLinkAlias = "causeway pod "
 )
+
+// upTimeout bounds how long a link may take to come up; it usually takes under a millisecond.
+const upTimeout = 5 * time.Second
 
 // podGateway is the same in every pod. Nobody has the address: the pod's neighbour table
 // says that the node's end of the veth is it.
@@ -88,11 +92,34 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 	if err := configureHostEnd(host, inner.Attrs().HardwareAddr, cfg); err != nil {
 		return PodLink{}, err
 	}
+	if err := awaitUp(pod, inner.Attrs().Index); err != nil {
+		return PodLink{}, err
+	}
+	if err := awaitUp(&netlink.Handle{}, host.Attrs().Index); err != nil {
+		return PodLink{}, err
+	}
 	return PodLink{
 		IfIndex: host.Attrs().Index,
 		HostMAC: host.Attrs().HardwareAddr.String(),
 		MAC:     inner.Attrs().HardwareAddr.String(),
 	}, nil
+}
+
+// awaitUp waits until a link that was set up works, which the kernel brings about a little later: until
+// then it drops what is sent, the pod's first packet among it.
+func awaitUp(in *netlink.Handle, index int) error {
+	for deadline := time.Now().Add(upTimeout); ; time.Sleep(time.Millisecond) {
+		link, err := in.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("waiting for link %d to come up: %w", index, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("link %s is still %s %s after it was set up", link.Attrs().Name, link.Attrs().OperState, upTimeout)
+		}
+	}
 }
 
 // ensureVeth returns the node's end of the pod's veth.

@@ -233,7 +233,7 @@ func TestPrune(t *testing.T) {
 		synced func(identity.ClusterID) bool
 		want   state
 	}{
-		{"nobody has synced", func(identity.ClusterID) bool { return false }, state{3, 2, 4}},
+		{"nobody has synced", func(identity.ClusterID) bool { return false }, state{4, 2, 4}},
 		{"cluster 2 has", func(id identity.ClusterID) bool { return id == 2 }, state{2, 2, 2}},
 		{"all have", all, state{1, 0, 0}},
 	} {
