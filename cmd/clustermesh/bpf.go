@@ -45,13 +45,9 @@ func newBPFAddressCommand(e *env) *cobra.Command {
 		example: "  clustermesh bpf address list --node east/node1",
 		get:     (*api.Client).BPFAddresses,
 		print: func(p *printer, addresses []api.BPFAddress) {
-			t := newTable("PREFIX", "IDENTITY", "LABELS", "NODE", "TUNNEL TO")
+			t := newTable("PREFIX", "IDENTITY", "LABELS", "NODE", "ENDPOINT", "WHERE")
 			for _, a := range addresses {
-				tunnel := a.Tunnel
-				if tunnel == "" {
-					tunnel = "(here)"
-				}
-				t.add(a.Prefix, a.Identity, a.Labels, qualified(a.Cluster, a.Node), tunnel)
+				t.add(a.Prefix, a.Identity, a.Labels, qualified(a.Cluster, a.Node), a.Endpoint, where(a))
 			}
 			p.table(t)
 		},
@@ -72,6 +68,17 @@ func newBPFDropsCommand(e *env) *cobra.Command {
 			p.table(t)
 		},
 	}.command(e)
+}
+
+// where says what happens to packets for an address that no longer prefix knows better.
+func where(a api.BPFAddress) string {
+	switch {
+	case a.Blackhole:
+		return "nowhere"
+	case a.Tunnel == "":
+		return "this node"
+	}
+	return "tunnel to " + a.Tunnel
 }
 
 // qualified returns CLUSTER/NODE, or the cluster alone where the node isn't known.

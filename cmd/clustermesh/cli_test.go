@@ -165,8 +165,10 @@ var lists = []struct {
 		"FRONTEND            SERVICE       AFFINITY  GROUP  SLOT  BACKEND            NODE        ENDPOINT\n" +
 			"100.64.64.1:80/TCP  default/shop  none      local  0     10.1.1.5:8080/TCP  east/node1  default/shop-1\n"},
 	{[]string{"bpf", "address", "list"}, "/v1/bpf/addresses",
-		`[{"prefix":"10.1.1.5/32","identity":65792,"labels":"app=shop","node":"node1","cluster":"east"}]`,
-		"PREFIX       IDENTITY  LABELS    NODE        TUNNEL TO\n10.1.1.5/32  65792     app=shop  east/node1  (here)\n"},
+		`[{"prefix":"10.1.1.5/32","identity":65792,"labels":"app=shop","node":"node1","cluster":"east","endpoint":"default/shop-1"},
+		{"prefix":"10.2.1.5/32","identity":131328,"node":"node1","cluster":"west","tunnel":"172.29.2.11"},{"prefix":"10.2.0.0/16","identity":0,"blackhole":true}]`,
+		"PREFIX IDENTITY LABELS NODE ENDPOINT WHERE\n10.1.1.5/32 65792 app=shop east/node1 default/shop-1 this node\n" +
+			"10.2.1.5/32 131328 - west/node1 - tunnel to 172.29.2.11\n10.2.0.0/16 unknown - - - nowhere\n"},
 	{[]string{"bpf", "drops"}, "/v1/bpf/drops",
 		`[{"reason":"identity-spoofed","direction":"ingress","packets":2,"bytes":180}]`,
 		"REASON            DIRECTION  PACKETS  BYTES\nidentity-spoofed  ingress    2        180\n"},
@@ -212,7 +214,7 @@ func TestListsAsJSONAndYAMLAreTheAPI(t *testing.T) {
 			}
 		}
 		var doc []any
-		if err := json.Unmarshal([]byte(got.out), &doc); err != nil || len(doc) != 1 {
+		if err := json.Unmarshal([]byte(got.out), &doc); err != nil || len(doc) != strings.Count(l.table, "\n")-1 {
 			t.Errorf("%v: -o json: %v, %d rows", l.args, err, len(doc))
 		}
 		if yaml := cli(t, nil, append(args, "yaml")...); yaml.code != exitOK || !strings.HasPrefix(yaml.out, "- ") {
