@@ -271,7 +271,7 @@ func (a *agent) api() *server {
 			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU,
 		},
 		endpoints: a.pods,
-		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.tables, a.claims)},
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.tables, a.claims), refusals: a.refusals},
 	}
 }
 

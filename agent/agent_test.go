@@ -317,7 +317,7 @@ func manifest(extra string) []byte {
 
 func newServices(t *testing.T, store kvstore.Store) *services {
 	return &services{
-		tables: newTables(t), store: store, guard: func(netip.Addr) string { return "" },
+		tables: newTables(t), store: store, guard: func(netip.Addr) string { return "" }, refusals: clustermesh.NewRefusals(),
 		cluster: ClusterConfig{Name: "east", ID: 1, ServiceCIDR: netip.MustParsePrefix("100.64.64.0/29")},
 	}
 }
@@ -375,6 +375,9 @@ func TestRefusedManifestsChangeNothing(t *testing.T) {
 	bad := append(manifest(""), []byte("---\napiVersion: v1\nkind: Service\nmetadata: {name: b, annotations: {service.cilium.io/global: \"true\", service.cilium.io/affinity: nearby}}\nspec: {selector: {app: b}, ports: [{port: 80}]}\n")...)
 	if _, err := s.Apply(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "nearby") {
 		t.Errorf("an unknown affinity was not refused by its value: %v", err)
+	}
+	if list := s.refusals.List(); len(list) != 1 || !strings.Contains(list[0].Reason, "nearby") {
+		t.Errorf("status does not show the refusal: %+v", list)
 	}
 	if entries, err := store.List(context.Background(), kvstore.Prefix); err != nil || len(entries) != 0 {
 		t.Errorf("the store holds %d entries (%v) after a refusal, want none", len(entries), err)

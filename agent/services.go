@@ -30,10 +30,27 @@ type services struct {
 	store   kvstore.Store
 	cluster ClusterConfig
 	guard   lb.Guard
+	// refusals shows the newest refused apply until the next one succeeds, for those who did not see its answer.
+	refusals *clustermesh.Refusals
 }
+
+// refusedApply is how a refused apply is named among the refusals.
+const refusedApply = "service apply"
 
 // Apply declares the services of the manifests, all of them or, if one is refused, none.
 func (s *services) Apply(ctx context.Context, manifests []byte) ([]api.ServiceResult, error) {
+	results, err := s.applyAll(ctx, manifests)
+	var refused *failureOf
+	switch {
+	case err == nil:
+		s.refusals.Clear(s.cluster.Name, refusedApply)
+	case errors.As(err, &refused):
+		s.refusals.Add(s.cluster.Name, refusedApply, err)
+	}
+	return results, err
+}
+
+func (s *services) applyAll(ctx context.Context, manifests []byte) ([]api.ServiceResult, error) {
 	wanted, err := k8s.ParseServices(manifests)
 	if err != nil {
 		return nil, invalid("%w", err)

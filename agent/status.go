@@ -64,11 +64,15 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		s.Problems = append(s.Problems, problems...)
 	}
 	s.Problems = append(s.Problems, v.count(txn, s.Tables)...)
+	entries := 0
 	for _, r := range v.refusals.List() {
 		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
+		if r.Key != refusedApply { // which changed nothing: nothing is wrong with the mesh
+			entries++
+		}
 	}
-	if n := len(s.Refusals); n > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d entries are refused, see refusals", n))
+	if entries > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d entries are refused, see refusals", entries))
 	}
 	s.OK = len(s.Problems) == 0
 	return s, nil, nil

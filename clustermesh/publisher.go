@@ -30,15 +30,20 @@ type Publisher struct {
 	// Node that publishes.
 	Node identity.Node
 
-	claimed bool
+	// ours: the store is this cluster's; claimed: the node's name in it is this machine's.
+	ours, claimed bool
 }
 
-// Update writes a key. The node's own key comes first: it is only written if no other machine
-// has the name, and nothing else of the node is written before.
+// Update writes a key. The cluster's entry comes first, so that nothing is written into another cluster's
+// store; then the node's own, if no other machine has the name; then the rest.
 func (p *Publisher) Update(ctx context.Context, pub Publication) error {
 	switch {
 	case pub.Key == identity.ClusterKey:
-		return p.updateCluster(ctx, pub)
+		err := p.updateCluster(ctx, pub)
+		p.ours = err == nil
+		return err
+	case !p.ours:
+		return errUnclaimed
 	case pub.Key == identity.NodeKey(p.Node.Cluster, p.Node.Name):
 		if err := p.claim(ctx); err != nil {
 			return err

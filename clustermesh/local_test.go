@@ -1,0 +1,198 @@
+package clustermesh
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/cilium/statedb"
+
+	"causeway/identity"
+	"causeway/kvstore"
+	"causeway/lb"
+)
+
+func startLocal(t *testing.T) (*Local, *Tables) {
+	t.Helper()
+	tables, err := NewTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := NewLocal(LocalConfig{
+		Tables: tables, Log: slog.New(slog.DiscardHandler),
+		Node: identity.Node{Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"), PodCIDRs: prefixes("10.1.1.0/24"),
+			Instance: "instance-0123456789", Version: identity.Version{Incarnation: 7, Sequence: 1}},
+		Cluster: identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l.Run)
+	return l, tables
+}
+
+func insert[T any](t *testing.T, tables *Tables, table Table[T], object T) {
+	t.Helper()
+	txn := tables.DB.WriteTxn(table)
+	defer txn.Abort()
+	if _, _, err := table.Insert(txn, NewRow(object)); err != nil {
+		t.Fatal(err)
+	}
+	txn.Commit()
+}
+
+func pod(name, ip string, state identity.EndpointState) identity.Endpoint {
+	return identity.Endpoint{Namespace: "default", Name: name, Labels: identity.Labels{"app": "shop"}, Identity: identity.Compose(1, 300),
+		Address: netip.MustParseAddr(ip), State: state}
+}
+
+func eastShop() lb.Service {
+	return lb.Service{Cluster: "east", ClusterID: 1, Name: lb.Name{Namespace: "default", Name: "shop"}, Affinity: lb.AffinityNone,
+		ClusterIPs: []netip.Addr{netip.MustParseAddr("100.64.64.9")}, Ports: []lb.ServicePort{{Protocol: lb.TCP, Port: 80, TargetPort: 8080}},
+		Selector: map[string]string{"app": "shop"}}
+}
+
+const (
+	podKey   = "causeway/v1/addresses/east/10.1.1.5"
+	sliceOf1 = "causeway/v1/slices/east/default/shop/node1"
+)
+
+func published(tables *Tables, txn statedb.ReadTxn, key string) (string, bool) {
+	row, _, ok := tables.Publications.Get(txn, tables.Publications.ByKey(key))
+	if !ok {
+		return "", false
+	}
+	return row.Object.Value, true
+}
+
+func TestEndpointsArePublishedAsTheirStateSays(t *testing.T) {
+	_, tables := startLocal(t)
+	insert(t, tables, tables.Services, eastShop())
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointNotReady))
+	untilTables(t, tables, "the address is published, as no backend", func(txn statedb.ReadTxn) bool {
+		_, address := published(tables, txn, podKey)
+		_, slice := published(tables, txn, sliceOf1)
+		return address && !slice && len(tables.BackendsOf(txn, eastShop().Name)) == 0
+	})
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointReady))
+	untilTables(t, tables, "it is a backend here and elsewhere", func(txn statedb.ReadTxn) bool {
+		value, slice := published(tables, txn, sliceOf1)
+		return slice && strings.Contains(value, "10.1.1.5") && len(tables.BackendsOf(txn, eastShop().Name)) == 1
+	})
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointTerminating))
+	untilTables(t, tables, "it is a backend no more, and still reachable", func(txn statedb.ReadTxn) bool {
+		_, address := published(tables, txn, podKey)
+		_, slice := published(tables, txn, sliceOf1)
+		return address && !slice && len(tables.BackendsOf(txn, eastShop().Name)) == 0
+	})
+	txn := tables.DB.WriteTxn(tables.Endpoints)
+	if err := Remove(txn, tables.Endpoints, "default/a"); err != nil {
+		t.Fatal(err)
+	}
+	txn.Commit()
+	untilTables(t, tables, "it is withdrawn", func(txn statedb.ReadTxn) bool {
+		_, address := published(tables, txn, podKey)
+		return !address
+	})
+}
+
+func TestAStatusOfARowIsNotPublishedAgain(t *testing.T) {
+	_, tables := startLocal(t)
+	ep := pod("a", "10.1.1.5", identity.EndpointReady)
+	insert(t, tables, tables.Services, eastShop())
+	insert(t, tables, tables.Endpoints, ep)
+	untilTables(t, tables, "the slice is published", func(txn statedb.ReadTxn) bool { _, ok := published(tables, txn, sliceOf1); return ok })
+	before := tables.Publications.Revision(tables.DB.ReadTxn())
+	insert(t, tables, tables.Endpoints, ep) // as a reconciler's answer does
+	insert(t, tables, tables.Endpoints, pod("b", "10.1.1.6", identity.EndpointReady))
+	untilTables(t, tables, "the second one is published", func(txn statedb.ReadTxn) bool {
+		value, _ := published(tables, txn, sliceOf1)
+		return strings.Contains(value, "10.1.1.6")
+	})
+	if writes := tables.Publications.Revision(tables.DB.ReadTxn()) - before; writes != 2 {
+		t.Errorf("%d writes for one new endpoint, want its address and its slice", writes)
+	}
+}
+
+func TestWhatTheStoreLostIsWrittenAgainAndWhatIsLeftOverGoes(t *testing.T) {
+	l, tables := startLocal(t)
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointReady))
+	untilTables(t, tables, "the address is published", func(txn statedb.ReadTxn) bool { _, ok := published(tables, txn, podKey); return ok })
+	txn := tables.DB.WriteTxn(tables.Publications)
+	row, _, _ := tables.Publications.Get(txn, tables.Publications.ByKey(podKey))
+	if _, _, err := tables.Publications.Insert(txn, &Row[Publication]{Object: row.Object, Status: Status{Kind: Done}}); err != nil {
+		t.Fatal(err)
+	}
+	changes, err := tables.Publications.Changes(txn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	txn.Commit()
+
+	stale := "causeway/v1/addresses/east/10.1.1.99"
+	l.Own(context.Background(), []string{identity.ClusterKey, identity.NodeKey("east", "node1"), stale})
+	removed, again := false, false
+	untilTables(t, tables, "both are seen to", func(txn statedb.ReadTxn) bool {
+		seq, _ := changes.Next(txn)
+		for change := range seq {
+			removed = removed || change.Deleted && change.Object.Object.Key == stale
+			again = again || !change.Deleted && change.Object.Object.Key == podKey && change.Object.Status.Kind == Pending
+		}
+		return removed && again
+	})
+}
+
+func publisher(store kvstore.Store, instance string) *Publisher {
+	return &Publisher{Store: store, Node: identity.Node{Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"),
+		PodCIDRs: prefixes("10.1.1.0/24"), Instance: instance, Version: identity.Version{Incarnation: 1, Sequence: 1}}}
+}
+
+func TestAMachineCannotTakeAnothersName(t *testing.T) {
+	ctx, store := context.Background(), kvstore.NewMemory()
+	nodeOf := func(p *Publisher) Publication {
+		return Publication{Key: identity.NodeKey("east", "node1"), Value: string(identity.EncodeNode(p.Node)), Leased: true}
+	}
+	first, second, again := publisher(store, "instance-one-0123456789"), publisher(store.Client(), "instance-two-0123456789"), publisher(store.Client(), "instance-one-0123456789")
+	info := identity.EncodeCluster(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"})
+	for _, p := range []*Publisher{first, second, again} {
+		if err := p.Update(ctx, Publication{Key: identity.ClusterKey, Value: string(info)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := first.Update(ctx, Publication{Key: podKey, Value: "x"}); err == nil {
+		t.Error("an address was published before the node had its name")
+	}
+	if err := first.Update(ctx, nodeOf(first)); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Update(ctx, nodeOf(second)); err == nil || !strings.Contains(err.Error(), "belongs to another machine at 172.29.1.11") {
+		t.Errorf("the name was taken from a machine: %v", err)
+	}
+	if err := second.Update(ctx, Publication{Key: podKey, Value: "x"}); err == nil {
+		t.Error("a machine without a name published an address")
+	}
+	if err := again.Update(ctx, nodeOf(again)); err != nil {
+		t.Errorf("a restarted agent did not get its own name back: %v", err)
+	}
+}
+
+func TestANodeDoesNotWriteIntoAnotherClustersStore(t *testing.T) {
+	ctx, store := context.Background(), kvstore.NewMemory()
+	west := identity.ClusterInfo{Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1"}
+	if err := store.Put(ctx, identity.ClusterKey, identity.EncodeCluster(west)); err != nil {
+		t.Fatal(err)
+	}
+	p := publisher(store, "instance-one-0123456789")
+	err := p.Update(ctx, Publication{Key: identity.ClusterKey, Value: "{}"})
+	if err == nil || !strings.Contains(err.Error(), "the store is that of cluster west (ID 2)") {
+		t.Errorf("the error is %v", err)
+	}
+	if entry, err := store.Get(ctx, identity.ClusterKey); err != nil || !strings.Contains(string(entry.Value), "west") {
+		t.Error("the cluster's own entry was overwritten")
+	}
+	if p.Update(ctx, Publication{Key: identity.NodeKey("east", "node1"), Value: string(identity.EncodeNode(p.Node))}) == nil {
+		t.Error("the node introduced itself to a cluster that it is not of")
+	}
+}
