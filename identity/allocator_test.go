@@ -313,3 +313,32 @@ func TestWaitingForTheTurnEndsWithTheContext(t *testing.T) {
 		t.Errorf("remembers %v", a.uses)
 	}
 }
+
+// interrupted lets something happen right after the first read.
+type interrupted struct {
+	kvstore.Store
+	once sync.Once
+	by   func()
+}
+
+func (s *interrupted) Get(ctx context.Context, key string) (kvstore.Entry, error) {
+	defer s.once.Do(s.by)
+	return s.Store.Get(ctx, key)
+}
+
+// TestLabelsGoWhileTheyAreJoined: the last other node gives the labels up between our reading them and our reference.
+func TestLabelsGoWhileTheyAreJoined(t *testing.T) {
+	onEachStore(t, func(t *testing.T, open opener) {
+		store, other := open(), allocator(open(), "other")
+		must[Number](t)(other.Allocate(t.Context(), app("shop")))
+		a := allocator(&interrupted{Store: store, by: func() {
+			if err := other.Release(t.Context(), app("shop")); err != nil {
+				t.Error(err)
+			}
+		}}, "node1")
+		n := must[Number](t)(a.Allocate(t.Context(), app("shop")))
+		stored(t, store, IdentityKey("east", n), true)
+		stored(t, store, LabelsKey("east", app("shop")), true)
+		stored(t, store, RefKey("east", n, "node1"), true)
+	})
+}
