@@ -218,7 +218,7 @@ func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
 			Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
 			Synced:  func() { a.markSynced(ctx, c.id) },
 			Own:     func(keys []string) { a.local.Own(ctx, keys) },
-			Changed: a.setBlackholes,
+			Changed: a.rangesChanged,
 		})
 	}
 	for _, c := range a.channels {
@@ -251,9 +251,10 @@ func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
 	})
 }
 
-// setBlackholes makes the mesh's ranges unreachable but for what is known in them. Until every cluster has
-// said its own, those of the agent's earlier life stay.
-func (a *agent) setBlackholes() {
+// rangesChanged makes the mesh's ranges unreachable but for what is known in them, and judges again which
+// addresses services may have. Until every cluster has said its own, the ranges of the agent's earlier life stay.
+func (a *agent) rangesChanged() {
+	a.balancer.Recheck()
 	for _, c := range a.channels {
 		if c.follower.State().Info == nil {
 			return

@@ -226,10 +226,10 @@ func backend(cluster string, id uint8, ip string) lb.Backend {
 	}
 }
 
-func startBalance(t *testing.T, tables *clustermesh.Tables, guard lb.Guard) *clustermesh.Refusals {
-	refusals := clustermesh.NewRefusals()
-	run(t, newBalance(tables, "east", 1, guard, refusals).Run)
-	return refusals
+func startBalance(t *testing.T, tables *clustermesh.Tables, guard lb.Guard) (*balance, *clustermesh.Refusals) {
+	b := newBalance(tables, "east", 1, guard, clustermesh.NewRefusals())
+	run(t, b.Run)
+	return b, b.refusals
 }
 
 func keys[T any](txn statedb.ReadTxn, table clustermesh.Table[T]) string {
@@ -273,7 +273,7 @@ func TestBalanceFollowsServicesAndBackends(t *testing.T) {
 
 func TestTwoServicesWithOneAddress(t *testing.T) {
 	tables := newTables(t)
-	refusals := startBalance(t, tables, nil)
+	_, refusals := startBalance(t, tables, nil)
 	other := shop("west", 2, "100.64.64.9", func(s *lb.Service) { s.Name.Name = "other" })
 	put(t, tables, tables.Services, other)
 	owner := func(want string) {
@@ -299,7 +299,7 @@ func TestTwoServicesWithOneAddress(t *testing.T) {
 func TestRemoteServicesMayNotHavePodsAddresses(t *testing.T) {
 	tables := newTables(t)
 	claims := clustermesh.NewClaims(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}})
-	refusals := startBalance(t, tables, newGuard(tables, claims))
+	b, refusals := startBalance(t, tables, newGuard(tables, claims))
 	put(t, tables, tables.Services, shop("west", 2, "10.1.1.2"), shop("west", 2, "100.64.128.9", func(s *lb.Service) { s.Name.Name = "fine" }))
 	until(t, tables, tables.Frontends, "the good one is there alone", func(txn statedb.ReadTxn) bool {
 		return keys(txn, tables.Frontends) == "100.64.128.9:80/TCP"
@@ -307,6 +307,13 @@ func TestRemoteServicesMayNotHavePodsAddresses(t *testing.T) {
 	if list := refusals.List(); len(list) != 1 || !strings.Contains(list[0].Reason, "pod range 10.1.0.0/16 of cluster east") {
 		t.Errorf("refusals are %+v", list)
 	}
+
+	// A cluster that announces its pod range later has it all the same.
+	if err := claims.Claim(identity.ClusterInfo{Name: "north", ID: 3, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/24")}}); err != nil {
+		t.Fatal(err)
+	}
+	b.Recheck()
+	until(t, tables, tables.Frontends, "none is left", func(txn statedb.ReadTxn) bool { return keys(txn, tables.Frontends) == "" })
 }
 
 // manifest is a Service as a user writes it.

@@ -32,6 +32,7 @@ type balance struct {
 	claimed map[lb.Name][]lb.FrontendKey
 	refused map[lb.Name][]refusedKey
 	after   chan func()
+	recheck chan struct{}
 }
 
 // refusedKey is how a refused frontend is named in the record of refusals.
@@ -41,7 +42,7 @@ func newBalance(tables *clustermesh.Tables, cluster string, id identity.ClusterI
 	return &balance{
 		tables: tables, cluster: cluster, id: id, guard: guard, refusals: refusals,
 		claims: map[lb.FrontendKey]map[lb.Name]lb.Frontend{}, claimed: map[lb.Name][]lb.FrontendKey{}, refused: map[lb.Name][]refusedKey{},
-		after: make(chan func(), 1),
+		after: make(chan func(), 1), recheck: make(chan struct{}, 1),
 	}
 }
 
@@ -50,6 +51,14 @@ func (b *balance) After(ctx context.Context, f func()) {
 	select {
 	case b.after <- f:
 	case <-ctx.Done():
+	}
+}
+
+// Recheck judges all services again, because what the guard says has changed. It never blocks.
+func (b *balance) Recheck() {
+	select {
+	case b.recheck <- struct{}{}:
+	default:
 	}
 }
 
@@ -69,8 +78,9 @@ func (b *balance) Run(ctx context.Context) error {
 	}
 	txn.Commit()
 	var after []func()
+	dirty := map[lb.Name]struct{}{}
 	for {
-		moreServices, moreBackends, err := b.step(services, backends)
+		moreServices, moreBackends, err := b.step(services, backends, dirty)
 		if err != nil {
 			return err
 		}
@@ -78,7 +88,12 @@ func (b *balance) Run(ctx context.Context) error {
 			f()
 		}
 		after = nil
+		clear(dirty)
 		select {
+		case <-b.recheck:
+			for row := range t.Services.All(t.DB.ReadTxn()) {
+				dirty[row.Object.Name] = struct{}{}
+			}
 		case f := <-b.after:
 			after = append(after, f) // not before what was committed until now has been seen
 		case <-moreServices:
@@ -89,11 +104,10 @@ func (b *balance) Run(ctx context.Context) error {
 	}
 }
 
-// step applies what has changed since the last one.
-func (b *balance) step(services statedb.ChangeIterator[*clustermesh.Row[lb.Service]], backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]]) (<-chan struct{}, <-chan struct{}, error) {
+// step applies what has changed since the last one, and brings the dirty services up to date.
+func (b *balance) step(services statedb.ChangeIterator[*clustermesh.Row[lb.Service]], backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]], dirty map[lb.Name]struct{}) (<-chan struct{}, <-chan struct{}, error) {
 	t := b.tables
 	read := t.DB.ReadTxn()
-	dirty := map[lb.Name]struct{}{}
 	declared, moreServices := services.Next(read)
 	for change := range declared {
 		dirty[change.Object.Object.Name] = struct{}{}
