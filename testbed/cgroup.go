@@ -95,13 +95,13 @@ func killCgroup(ctx context.Context, dir string) error {
 	if err := waitEmpty(ctx, dir); err != nil {
 		return err
 	}
-	return renewCgroup(dir)
+	return renewCgroup(ctx, dir)
 }
 
 // renewCgroup replaces the innermost cgroups of dir by new ones. Since Linux 6.15 a process that is cloned into a
 // cgroup that was ever killed may be killed too: clone compares the number of kills of the cgroup that it comes from
 // with that of the one that it goes to.
-func renewCgroup(dir string) error {
+func renewCgroup(ctx context.Context, dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -112,14 +112,14 @@ func renewCgroup(dir string) error {
 			continue
 		}
 		leaf = false
-		if err := renewCgroup(filepath.Join(dir, e.Name())); err != nil {
+		if err := renewCgroup(ctx, filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
 	if !leaf {
 		return nil
 	}
-	if err := unix.Rmdir(dir); err != nil {
+	if err := retryBusy(ctx, func() error { return unix.Rmdir(dir) }); err != nil {
 		return fmt.Errorf("renewing the cgroup %s: %w", dir, err)
 	}
 	return makeCgroup(dir)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -220,7 +221,10 @@ func (l layout) removeDir(m marker) error {
 	}
 	dirs := m.Dirs
 	if l.isDefault() {
-		dirs = append(dirs, l.dir, filepath.Dir(l.dir))
+		dirs = append(dirs, l.dir)
+	}
+	if common := filepath.Dir(DefaultDir); strings.HasPrefix(l.dir, common+"/") {
+		dirs = append(dirs, common) // whichever of several beds has made it
 	}
 	for _, d := range dirs {
 		// Only if empty: others may have come to use it.

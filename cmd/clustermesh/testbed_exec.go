@@ -15,7 +15,7 @@ const (
 )
 
 func newTestbedExecCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "exec PLACE -- COMMAND…",
 		Short: "Run a command in a node, a pod, a store or on the underlay",
 		Long: `Run a command at a place of the test-bed, with this terminal and with its exit status. PLACE is one of
@@ -30,10 +30,9 @@ Exit codes are the command's own; 127 if there is no such command.`,
   clustermesh testbed exec west/pod:client -- curl -s http://100.64.64.1/
   clustermesh testbed exec underlay -- tcpdump -n -i br0 udp port 4789
   clustermesh testbed exec east/node2 -- bash`,
-		Args: atLeastBeforeDash(1, "a place"),
+		Args: placesAndCommand(1, "a place"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			places, command := splitDash(cmd, args, 1)
-			target, err := testbed.ParseTarget(places[0])
+			target, err := testbed.ParseTarget(args[0])
 			if err != nil {
 				return usageError("%w", err)
 			}
@@ -41,7 +40,7 @@ Exit codes are the command's own; 127 if there is no such command.`,
 			if err != nil {
 				return err
 			}
-			err = bed.Become(target, command)
+			err = bed.Become(target, args[1:])
 			switch {
 			case errors.Is(err, testbed.ErrNoCommand):
 				return &exitError{exitNotFound, err}
@@ -51,4 +50,6 @@ Exit codes are the command's own; 127 if there is no such command.`,
 			return err
 		},
 	}
+	cmd.SetFlagErrorFunc(commandFlagError)
+	return cmd
 }

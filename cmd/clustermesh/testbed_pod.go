@@ -31,14 +31,13 @@ command returns then. Without, it is one at once.`,
 		Example: `  clustermesh testbed pod run east/node1 shop-1 --labels app=shop --ready-port 8080 -- clustermesh testbed serve --name east/shop-1
   clustermesh testbed pod run west/node2 client --labels app=client -- sleep infinity
   clustermesh testbed pod run west/node1 files --labels app=files --ready-port 8000 -- python3 -m http.server 8000`,
-		Args: atLeastBeforeDash(2, "CLUSTER/NODE and NAME"),
+		Args: placesAndCommand(2, "CLUSTER/NODE and NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			places, command := splitDash(cmd, args, 2)
-			node, err := testbed.ParseNode(places[0])
+			node, err := testbed.ParseNode(args[0])
 			if err != nil {
 				return usageError("%w", err)
 			}
-			spec.Cluster, spec.Node, spec.Name, spec.Command = node.Cluster, node.Node, places[1], command
+			spec.Cluster, spec.Node, spec.Name, spec.Command = node.Cluster, node.Node, args[1], args[2:]
 			if spec.Labels, err = testbed.ParseLabels(labels); err != nil {
 				return usageError("--labels: %w", err)
 			}
@@ -54,6 +53,7 @@ command returns then. Without, it is one at once.`,
 			return nil
 		},
 	}
+	cmd.SetFlagErrorFunc(commandFlagError)
 	cmd.Flags().StringVar(&labels, "labels", "", "`KEY=VALUE,…` of the pod")
 	cmd.Flags().StringVar(&spec.Namespace, "ns", "default", "`namespace` of the pod")
 	cmd.Flags().Uint16Var(&spec.ReadyPort, "ready-port", 0, "TCP `port` that the pod listens on when it is ready")
@@ -115,8 +115,9 @@ func newPodListCommand() *cobra.Command {
 	}, printPods)
 }
 
-// atLeastBeforeDash wants n arguments, named what, and a command after them.
-func atLeastBeforeDash(n int, what string) cobra.PositionalArgs {
+// placesAndCommand wants n arguments, named what, and a command after them; the -- between is only
+// needed if the command has flags.
+func placesAndCommand(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		dash := cmd.ArgsLenAtDash()
 		switch {
@@ -129,7 +130,7 @@ func atLeastBeforeDash(n int, what string) cobra.PositionalArgs {
 	}
 }
 
-// splitDash returns the n arguments and the command after them; the -- between is only needed if the command has flags.
-func splitDash(_ *cobra.Command, args []string, n int) (places, command []string) {
-	return args[:n], args[n:]
+// commandFlagError reminds of the -- before a command that has flags of its own.
+func commandFlagError(cmd *cobra.Command, err error) error {
+	return usageError("%w; the command to run, with its own flags, goes after --", err)
 }

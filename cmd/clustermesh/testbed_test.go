@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"causeway/testbed"
+)
+
+func TestTestbedRefusesWithAReason(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none")
+	for _, c := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"testbed nonsense", exitNotAsked, `unknown command "nonsense"`},
+		{"testbed exec east/node1", exitNotAsked, "write it after --"},
+		{"testbed exec east/node1 --", exitNotAsked, "write it after --"},
+		{"testbed exec east/node1 ls -l", exitNotAsked, "goes after --"},
+		{"testbed exec -- ls", exitNotAsked, "name a place"},
+		{"testbed exec east -- ls", exitNotAsked, "CLUSTER/pod:NAME"},
+		{"testbed pod run east/node1 -- ls", exitNotAsked, "CLUSTER/NODE and NAME"},
+		{"testbed pod run east web -- ls", exitNotAsked, "like east/node1"},
+		{"testbed pod run east/node1 web --labels app -- ls", exitNotAsked, "KEY=VALUE"},
+		{"testbed pod delete web", exitNotAsked, "like east/web"},
+		{"testbed kill agent east", exitNotAsked, "like east/node1"},
+		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore or node"},
+		{"testbed kill kvstore", exitNotAsked, "say what and where"},
+		{"testbed start kvstore east/node1", exitNotAsked, "name the cluster"},
+		{"testbed partition east", exitNotAsked, "two places"},
+		{"testbed heal", exitNotAsked, "two places"},
+		{"testbed serve", exitNotAsked, "--name"},
+		{"testbed serve --name x --listen nonsense", exitFailed, "listening on nonsense"},
+		{"testbed load --url 10.0.0.1", exitNotAsked, "http://"},
+		{"testbed status -o xml", exitNotAsked, "table, json or yaml"},
+		{"testbed status", exitFailed, "clustermesh testbed up --dir " + none},
+		{"testbed exec east/node1 -- ls", exitFailed, "clustermesh testbed up --dir " + none},
+		{"testbed up --clusters East", exitFailed, "lower case"},
+		{"testbed up --nodes 201", exitFailed, "1 to 200"},
+	} {
+		args := strings.Fields(c.args)
+		if len(args) > 2 || args[1] == "status" {
+			args = append([]string{"testbed", "--dir", none}, args[1:]...)
+		}
+		got := cli(t, nil, args...)
+		if got.code != c.code || !strings.Contains(got.err, c.want) || strings.Count(got.err, "\n") != 1 || got.out != "" {
+			t.Errorf("%s: code %d, stdout %q, stderr %q; want %d and %q", c.args, got.code, got.out, got.err, c.code, c.want)
+		}
+	}
+}
+
+func TestTestbedDownWithoutOne(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "none")
+	if got := cli(t, nil, "testbed", "down", "--dir", dir); got.code != exitOK || !strings.Contains(got.out, "no test-bed in "+dir) {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("taking down what isn't there has made it")
+	}
+}
+
+func TestTestbedLoadCountsWhoAnswered(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(testbed.ServedByHeader, "east/web")
+	}))
+	defer server.Close()
+	args := []string{"testbed", "load", "--url", server.URL, "--rate", "1000", "--requests", "20"}
+	got := cli(t, nil, append(args, "-o", "json")...)
+	var r testbed.LoadResult
+	if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != exitOK || r.Requests != 20 || r.By["east"] != 20 {
+		t.Errorf("%v in %+v", err, got)
+	}
+	if got := cli(t, nil, args...); !strings.Contains(got.out, "20 requests in") || !strings.Contains(got.out, "east         20") {
+		t.Errorf("as a table:\n%s", got.out)
+	}
+	server.Close()
+	if got := cli(t, nil, args...); got.code != exitFailed || !strings.Contains(got.out, "error: connection refused  20") || got.err != "" {
+		t.Errorf("without a server: %+v", got)
+	}
+}
