@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -255,25 +254,21 @@ func (d *Datapath) Targets() *TargetMap { return &TargetMap{d.balancer} }
 
 // makePinDir makes the directory, which must be on a bpf file system.
 func makePinDir(dir string) error {
-	err := os.MkdirAll(dir, 0o700)
+	parent := dir
 	var st unix.Statfs_t
+	err := unix.Statfs(parent, &st)
+	for errors.Is(err, unix.ENOENT) && parent != filepath.Dir(parent) {
+		parent = filepath.Dir(parent)
+		err = unix.Statfs(parent, &st)
+	}
+	if err == nil && uint32(st.Type) != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s is not on a bpf file system: mount one first, as in \"mount -t bpf bpf /sys/fs/bpf\"", dir)
+	}
 	if err == nil {
-		err = unix.Statfs(dir, &st)
+		err = os.MkdirAll(dir, 0o700)
 	}
 	if err != nil {
-		return fmt.Errorf("making the directory for pinned maps: %w", err)
-	}
-	if uint32(st.Type) != unix.BPF_FS_MAGIC {
-		return errors.Join(fmt.Errorf("%s is not on a bpf file system: mount one first, as in \"mount -t bpf bpf /sys/fs/bpf\"", dir),
-			removeEmpty(dir))
-	}
-	return nil
-}
-
-// removeEmpty removes what makePinDir may have made in the wrong place.
-func removeEmpty(dir string) error {
-	if err := os.Remove(dir); err != nil && !strings.Contains(err.Error(), "not empty") {
-		return err
+		return fmt.Errorf("making the directory %s for pinned maps: %w", dir, err)
 	}
 	return nil
 }

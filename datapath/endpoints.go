@@ -81,8 +81,7 @@ func (m *EndpointMap) Prune(_ context.Context, desired iter.Seq[identity.Endpoin
 	return errors.Join(errs...)
 }
 
-// remove takes the entry away and leaves the program: what the pod still sends
-// is dropped as spoofed until its veth goes, rather than passed on unchecked.
+// remove takes the entry away first: what the pod sends until its link is down is dropped as spoofed.
 func (m *EndpointMap) remove(key bpfEndpointKey, value bpfEndpoint) error {
 	if err := m.t.del(key); err != nil {
 		return err

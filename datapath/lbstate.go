@@ -32,7 +32,7 @@ func newPortID(k lb.PortKey) portID {
 type balancer struct {
 	mu   sync.Mutex
 	maps *Maps
-	// owner of the services is this cluster; backends and frontends have their own.
+	// frontends as they are in the kernel; services by what they are of, and by number.
 	frontends map[bpfFrontendKey]bpfFrontend
 	services  map[portID]*service
 	byID      map[uint32]*service

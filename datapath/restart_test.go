@@ -197,6 +197,9 @@ func TestLoadNeedsBPFFileSystem(t *testing.T) {
 		if _, err := datapath.Load(cfg); err == nil {
 			t.Error("it was loaded")
 		}
+		if _, err := os.Stat(cfg.PinDir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the directory was made all the same: %v", err)
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package datapath_test
 
 import (
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -63,5 +64,31 @@ func (p *pod) sendFrame(frame []byte) {
 		must(t, err)
 		defer unix.Close(fd)
 		must(t, unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}))
+	})
+}
+
+// TestDeletingAnEndpointWhoseLinkIsGone: the order in which a pod's parts go doesn't matter, and nothing of it stays.
+func TestDeletingAnEndpointWhoseLinkIsGone(t *testing.T) {
+	eachAttachment(t, func(t *testing.T, opts options) {
+		n := newMesh(t, opts, 1).nodes[0]
+		pod := n.addPod(300)
+		n.ns.do(t, func() {
+			must(t, datapath.DeletePodLink(pod.row.HostLink))
+			must(t, n.dp.Endpoints().Delete(t.Context(), pod.row))
+			must(t, n.dp.Endpoints().Delete(t.Context(), pod.row))
+		})
+		if links, err := filepath.Glob(filepath.Join(n.config.PinDir, "links", "pod-*")); err != nil || len(links) != 0 {
+			t.Errorf("links are left: %v, %v", links, err)
+		}
+		// The same address comes again, on another link.
+		again := pod.row
+		n.pods = nil
+		if next := n.addPod(300); next.addr() != again.Address || next.row.IfIndex == again.IfIndex {
+			t.Errorf("the pod that followed is %+v", next.row)
+		} else {
+			at := netip.AddrPortFrom(n.row.Address, 7005)
+			n.ns.do(t, func() { serveEcho(t, at) })
+			next.ns.reach(t, at)
+		}
 	})
 }

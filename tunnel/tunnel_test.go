@@ -107,6 +107,9 @@ func TestEnsureVXLANLeavesOthersAlone(t *testing.T) {
 				if _, err := EnsureVXLAN(Config{Address: self}); err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("error is %v, want one about %q", err, c.want)
 				}
+				if link, err := netlink.LinkByName(DefaultName); err == nil && link.Type() == "vxlan" {
+					t.Error("the device was left behind")
+				}
 			})
 		})
 	}

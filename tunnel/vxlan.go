@@ -55,33 +55,38 @@ func EnsureVXLAN(cfg Config) (Device, error) {
 		}
 		cfg.MTU = PodMTU(mtu, cfg.Address)
 	}
-	link, err := ensureLink(cfg)
+	link, made, err := ensureLink(cfg)
 	if err != nil {
 		return Device{}, err
 	}
 	if err := configure(link, cfg); err != nil {
+		if made {
+			err = errors.Join(err, netlink.LinkDel(link))
+		}
 		return Device{}, err
 	}
 	return Device{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr.String(), MTU: cfg.MTU}, nil
 }
 
-func ensureLink(cfg Config) (netlink.Link, error) {
+// ensureLink returns the device, and whether it made it.
+func ensureLink(cfg Config) (link netlink.Link, made bool, err error) {
 	old, err := netlink.LinkByName(cfg.Name)
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, fmt.Errorf("finding device %s: %w", cfg.Name, err)
+		return nil, false, fmt.Errorf("finding device %s: %w", cfg.Name, err)
 	}
 	if err == nil {
 		if old.Attrs().Alias != deviceAlias {
-			return nil, fmt.Errorf("device %s (%s) exists and is not Causeway's: rename or remove it", cfg.Name, old.Type())
+			return nil, false, fmt.Errorf("device %s (%s) exists and is not Causeway's: rename or remove it", cfg.Name, old.Type())
 		}
 		if vxlan, ok := old.(*netlink.Vxlan); ok && vxlan.FlowBased && vxlan.Port == int(cfg.Port) {
-			return old, nil
+			return old, false, nil
 		}
 		if err := netlink.LinkDel(old); err != nil {
-			return nil, fmt.Errorf("removing the outdated device %s: %w", cfg.Name, err)
+			return nil, false, fmt.Errorf("removing the outdated device %s: %w", cfg.Name, err)
 		}
 	}
-	return addLink(cfg)
+	link, err = addLink(cfg)
+	return link, err == nil, err
 }
 
 func addLink(cfg Config) (netlink.Link, error) {
