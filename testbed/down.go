@@ -108,22 +108,22 @@ func (l layout) wipe(ctx context.Context) error {
 	s, stateErr := l.readState()
 	if stateErr == nil && s.Phase != PhaseStopping {
 		s.Phase = PhaseStopping
-		if err := l.writeState(s); err != nil {
-			return err
-		}
+		// A full disk must not keep anything from being removed.
+		_ = l.writeState(s)
 	}
-	// Processes first: everything else is held by them.
-	if err := l.killAll(ctx, s); err != nil {
-		return err
-	}
+	// Processes first: everything else is held by them. If one does not end, the rest goes all the same.
+	killErr := l.killAll(ctx, s)
 	errs := new(collector)
+	errs.add(killErr)
 	names, err := l.listNS()
 	errs.add(err)
 	for _, n := range names {
 		errs.run(func() error { return deleteNS(n) })
 	}
-	for _, root := range l.cgroupRoots() {
-		errs.run(func() error { return removeCgroup(ctx, root) })
+	if killErr == nil {
+		for _, root := range l.cgroupRoots() {
+			errs.run(func() error { return removeCgroup(ctx, root) })
+		}
 	}
 	errs.run(func() error { return l.unmountAll(ctx, func(p string) bool { return p != l.ownCgroupMount() }) })
 	if err := errs.wait(); err != nil {
@@ -143,27 +143,24 @@ func (l layout) wipe(ctx context.Context) error {
 func (l layout) killAll(ctx context.Context, s *State) error {
 	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
+	var errs []error
 	for _, root := range l.cgroupRoots() {
-		if err := killCgroup(ctx, root); err != nil {
-			return err
-		}
+		errs = append(errs, killCgroup(ctx, root))
 	}
 	boot, err := bootID()
 	if err != nil || s == nil || s.Boot != boot {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	for _, p := range s.processes() {
-		if err := p.signal(unix.SIGKILL); err != nil {
-			return err
-		}
+		errs = append(errs, p.signal(unix.SIGKILL))
 	}
 	for _, p := range s.processes() {
 		if !p.waitGone(ctx) {
-			return fmt.Errorf("process %d does not end although it was killed", p.PID)
+			errs = append(errs, fmt.Errorf("process %d does not end although it was killed", p.PID))
 		}
 		p.reap()
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // processes returns every process that the state has recorded.
