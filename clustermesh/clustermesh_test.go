@@ -88,7 +88,9 @@ func node(name, address, podCIDR string) identity.Node {
 	}
 }
 
-func (m *mesh) putNode(n identity.Node) { m.put(identity.NodeKey(n.Cluster, n.Name), identity.EncodeNode(n)) }
+func (m *mesh) putNode(n identity.Node) {
+	m.put(identity.NodeKey(n.Cluster, n.Name), identity.EncodeNode(n))
+}
 
 func address(ip, owner string, id identity.Number) identity.Address {
 	a := netip.MustParseAddr(ip)
