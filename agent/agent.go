@@ -214,7 +214,7 @@ func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
 	for i := range a.channels {
 		c := &a.channels[i]
 		c.follower = clustermesh.NewFollower(clustermesh.FollowerConfig{
-			Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name}, SelfPodCIDRs: a.node.PodCIDRs,
+			Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
 			Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
 			Synced:  func() { a.markSynced(ctx, c.id) },
 			Own:     func(keys []string) { a.local.Own(ctx, keys) },

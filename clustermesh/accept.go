@@ -26,10 +26,11 @@ var errWaits = errors.New("waits")
 // put judges an entry and writes its rows, or says why not.
 func (f *Follower) put(txn statedb.WriteTxn, key string, value []byte) {
 	f.forgetWaiting(key)
-	if node, ok := f.ownerNode(key); ok && f.local && node == f.Self.Node {
-		f.putOwn(key, value)
+	if f.isOwn(key, value) {
+		f.own[key] = struct{}{}
 		return
 	}
+	delete(f.own, key)
 	err := f.accept(txn, key, value)
 	switch {
 	case err == nil:
@@ -45,9 +46,19 @@ func (f *Follower) put(txn statedb.WriteTxn, key string, value []byte) {
 	}
 }
 
-// putOwn notes what the store holds in this node's name: the node itself knows better what is true,
-// except that another machine may have taken the name.
-func (f *Follower) putOwn(key string, _ []byte) { f.own[key] = struct{}{} }
+// isOwn tells whether an entry is in this node's name: the node itself knows better what is true. An address is
+// the node's that its value names, so that a node with a wrong pod range takes nothing for its own.
+func (f *Follower) isOwn(key string, value []byte) bool {
+	if !f.local {
+		return false
+	}
+	if strings.HasPrefix(key, identity.AddressesPrefix(f.Cluster)) {
+		address, err := identity.DecodeAddress(key, value)
+		return err == nil && address.Node == f.Self.Node
+	}
+	node, ok := f.ownerNode(key)
+	return ok && node == f.Self.Node
+}
 
 // accept writes the rows of an entry that the channel may speak for.
 func (f *Follower) accept(txn statedb.WriteTxn, key string, value []byte) error {
@@ -275,9 +286,6 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 	f.forgetWaiting(key)
 	f.Refusals.Clear(f.Cluster, key)
 	delete(f.own, key)
-	if node, ok := f.ownerNode(key); ok && f.local && node == f.Self.Node {
-		return
-	}
 	_, held := f.accepted[key]
 	delete(f.accepted, key)
 	if !held {
@@ -364,7 +372,7 @@ func (f *Follower) judgeAgain(txn statedb.WriteTxn) {
 }
 
 // ownerNode returns the node that owns a key: those of nodes, addresses, slices and marks.
-// An address's node is only in its value, so that it is asked for among the rows.
+// An address's node is only in its value, and looked up among the rows.
 func (f *Follower) ownerNode(key string) (string, bool) {
 	parts := strings.Split(strings.TrimPrefix(key, kvstore.Prefix), "/")
 	switch {
@@ -379,14 +387,11 @@ func (f *Follower) ownerNode(key string) (string, bool) {
 	return "", false
 }
 
-// addressOwner returns the node whose pod range holds the address.
+// addressOwner returns the node that an accepted address belongs to.
 func (f *Follower) addressOwner(text string) (string, bool) {
 	ip, err := netip.ParseAddr(text)
 	if err != nil {
 		return "", false
-	}
-	if within(f.SelfPodCIDRs, ip) {
-		return f.Self.Node, true
 	}
 	row, _, ok := f.Tables.Addresses.Get(f.Tables.DB.ReadTxn(), f.Tables.Addresses.ByKey(f.Cluster+"/"+netip.PrefixFrom(ip, ip.BitLen()).String()))
 	if !ok {
@@ -398,15 +403,6 @@ func (f *Follower) addressOwner(text string) (string, bool) {
 func (f *Follower) write() statedb.WriteTxn {
 	t := f.Tables
 	return t.DB.WriteTxn(t.Nodes, t.Identities, t.Addresses, t.Services, t.Backends)
-}
-
-func within(prefixes []netip.Prefix, ip netip.Addr) bool {
-	for _, p := range prefixes {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
 }
 
 // equal compares rows in full.

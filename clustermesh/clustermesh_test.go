@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func newMesh(t *testing.T) *mesh {
 	}
 	east := identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"}
 	m.follower = NewFollower(FollowerConfig{
-		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "east", Node: "node1"}, SelfPodCIDRs: prefixes("10.1.1.0/24"),
+		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "east", Node: "node1"},
 		Store: m.west.Client(), Tables: m.tables, Refusals: m.refusals, Claims: NewClaims(east), Log: slog.New(slog.DiscardHandler),
 	})
 	run(t, m.follower.Run)
@@ -287,6 +288,25 @@ func TestALostStoreTakesNothingAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.until("a withdrawn address goes", func(txn statedb.ReadTxn) bool { return !m.hasAddress(txn, "10.2.1.5") })
+}
+
+func TestANodeTakesOnlyItsOwnEntriesForItsOwn(t *testing.T) {
+	m := newMesh(t)
+	own := make(chan []string, 1)
+	m.putCluster()
+	m.putNode(node("node1", "172.29.2.11", "10.2.1.0/24"))
+	m.putNode(node("node2", "172.29.2.12", "10.2.2.0/24"))
+	m.putAddress(address("10.2.1.5", "node1", identity.Compose(2, 300)))
+	m.putAddress(address("10.2.2.5", "node2", identity.Compose(2, 300)))
+	inWest := NewFollower(FollowerConfig{
+		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "west", Node: "node1"}, Store: m.west.Client(), Tables: m.tables, Refusals: m.refusals,
+		Claims: m.follower.Claims, Own: func(keys []string) { own <- keys }, Log: slog.New(slog.DiscardHandler),
+	})
+	run(t, inWest.Run)
+	want := []string{identity.AddressKey("west", netip.MustParseAddr("10.2.1.5")), identity.NodeKey("west", "node1"), identity.ClusterKey}
+	if got := <-own; !slices.Equal(got, want) {
+		t.Errorf("its own are %q, want %q", got, want)
+	}
 }
 
 func TestOrphansOfANodeThatPublishedAgainGo(t *testing.T) {

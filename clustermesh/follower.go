@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -26,10 +25,9 @@ type FollowerConfig struct {
 	ID      identity.ClusterID
 	// Self is the node that this agent runs on. What the channel of its own cluster
 	// says about it is not followed (the node knows better) but collected: see Own.
-	Self         identity.NodeName
-	SelfPodCIDRs []netip.Prefix
-	Store        kvstore.Store
-	Tables       *Tables
+	Self   identity.NodeName
+	Store  kvstore.Store
+	Tables *Tables
 	// Refusals collects what is refused, of all channels.
 	Refusals *Refusals
 	// Synced is called once, after the first complete listing has been applied.
