@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,25 +31,22 @@ const identityTimeout = 5 * time.Second
 type endpoints struct {
 	tables   *clustermesh.Tables
 	identity *identity.Allocator
-	podCIDR  netip.Prefix
 	mtu      int
 	file     string // where endpoints are kept over restarts
 	cluster  string
 	log      *slog.Logger
 
 	mu sync.Mutex
-	// byID are the endpoints that exist; used are their addresses.
+	// byID are the endpoints that exist, pool has their addresses.
 	byID map[string]identity.Endpoint
-	used map[netip.Addr]string
-	// last is the address given out last: an address rests as long as possible before it is given again.
-	last netip.Addr
+	pool *addressPool
 }
 
 func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Config, mtu int, log *slog.Logger) *endpoints {
 	return &endpoints{
-		tables: tables, identity: alloc, podCIDR: cfg.Node.PodCIDR.Masked(), mtu: mtu, cluster: cfg.Cluster.Name, log: log,
+		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
-		byID: map[string]identity.Endpoint{}, used: map[netip.Addr]string{}, last: cfg.Node.PodCIDR.Masked().Addr(),
+		byID: map[string]identity.Endpoint{}, pool: newAddressPool(cfg.Node.PodCIDR),
 	}
 }
 
@@ -95,7 +91,7 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 	if _, ok := e.byID[ep.ID()]; ok {
 		return ep, conflict("endpoint %s exists already", ep.ID())
 	}
-	address, err := e.freeAddress()
+	address, err := e.pool.next()
 	if err != nil {
 		return ep, err
 	}
@@ -105,7 +101,8 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 		return ep, err
 	}
 	ep.IfIndex, ep.HostMAC, ep.MAC = link.IfIndex, link.HostMAC, link.MAC
-	e.byID[ep.ID()], e.used[ep.Address], e.last = ep, ep.ID(), address
+	e.byID[ep.ID()] = ep
+	e.pool.take(ep.Address)
 	if err := e.save(); err != nil {
 		e.forget(ep)
 		return ep, errors.Join(err, datapath.DeletePodLink(ep.HostLink))
@@ -117,23 +114,6 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 func hostLink(id string) string {
 	sum := sha256.Sum256([]byte(id))
 	return "cw" + hex.EncodeToString(sum[:])[:12]
-}
-
-// freeAddress returns the next address of the pod range that nobody has. The first is left out, as
-// the network's own, and so is the last.
-func (e *endpoints) freeAddress() (netip.Addr, error) {
-	first := e.podCIDR.Masked().Addr().Next()
-	candidate := e.last
-	for range 1 << min(16, e.podCIDR.Addr().BitLen()-e.podCIDR.Bits()) {
-		candidate = candidate.Next()
-		if !e.podCIDR.Contains(candidate) || !e.podCIDR.Contains(candidate.Next()) {
-			candidate = first
-		}
-		if _, taken := e.used[candidate]; !taken && candidate != first {
-			return candidate, nil
-		}
-	}
-	return netip.Addr{}, conflict("all addresses of this node's pod range %s are taken; delete endpoints or give the node a larger node.podCIDR", e.podCIDR)
 }
 
 // SetState changes what an endpoint is good for.
@@ -215,14 +195,12 @@ func (e *endpoints) Restore() error {
 
 func (e *endpoints) restore(ep identity.Endpoint) bool {
 	link, ok, err := datapath.PodLinkExists(ep.HostLink)
-	if err != nil || !ok || !e.podCIDR.Contains(ep.Address) {
+	if err != nil || !ok || !e.pool.cidr.Contains(ep.Address) {
 		return false
 	}
 	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
-	e.byID[ep.ID()], e.used[ep.Address] = ep, ep.ID()
-	if e.last.Less(ep.Address) {
-		e.last = ep.Address
-	}
+	e.byID[ep.ID()] = ep
+	e.pool.take(ep.Address)
 	number, err := e.identity.Adopt(context.Background(), ep.Labels, ep.Identity)
 	if err != nil {
 		e.log.Warn("endpoint keeps its identity unconfirmed", "endpoint", ep.ID(), "error", err)
@@ -241,7 +219,7 @@ func (e *endpoints) get(id string) (identity.Endpoint, bool) {
 
 func (e *endpoints) forget(ep identity.Endpoint) {
 	delete(e.byID, ep.ID())
-	delete(e.used, ep.Address)
+	e.pool.give(ep.Address)
 }
 
 // save writes the endpoints down, so that either the old or the new file is there.

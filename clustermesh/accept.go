@@ -16,13 +16,6 @@ import (
 	"causeway/lb"
 )
 
-// maxWaiting bounds the values kept of entries that were not accepted, in bytes for each channel,
-// so that a peer cannot fill an agent's memory with entries that nobody will ever accept.
-const maxWaiting = 16 << 20
-
-// errWaits says that an entry cannot be judged yet: what it depends on has not been seen.
-var errWaits = errors.New("waits")
-
 // put judges an entry and writes its rows, or says why not.
 func (f *Follower) put(txn statedb.WriteTxn, key string, value []byte) {
 	f.forgetWaiting(key)
@@ -279,125 +272,6 @@ func dropSlice(txn statedb.WriteTxn, t *Tables, slice string, keep map[string]st
 		}
 	}
 	return nil
-}
-
-// delete removes the rows of a key that its owner withdrew.
-func (f *Follower) delete(txn statedb.WriteTxn, key string) {
-	f.forgetWaiting(key)
-	f.Refusals.Clear(f.Cluster, key)
-	delete(f.own, key)
-	_, held := f.accepted[key]
-	delete(f.accepted, key)
-	if !held {
-		return
-	}
-	parts := strings.Split(strings.TrimPrefix(key, kvstore.Prefix), "/")
-	var err error
-	switch {
-	case parts[0] == "nodes" && len(parts) == 3:
-		err = f.deleteNode(txn, parts[2])
-	case parts[0] == "identities" && len(parts) == 4 && parts[2] == "ids":
-		var number identity.Number
-		if _, e := fmt.Sscan(parts[3], &number); e == nil {
-			err = Remove(txn, f.Tables.Identities, f.Tables.Identities.Key(identity.Identity{Number: number}))
-		}
-	case parts[0] == "addresses" && len(parts) == 3:
-		err = f.deleteAddress(txn, parts[2])
-	case parts[0] == "services" && len(parts) == 4:
-		err = Remove(txn, f.Tables.Services, f.Cluster+"/"+parts[2]+"/"+parts[3])
-	case parts[0] == "slices" && len(parts) == 5:
-		err = dropSlice(txn, f.Tables, sliceKey(f.Cluster, lb.Name{Namespace: parts[2], Name: parts[3]}, parts[4]), nil)
-	case parts[0] == "synced" && len(parts) == 3:
-		delete(f.marks, parts[2])
-	}
-	if err != nil {
-		f.Log.Error("rows of a withdrawn entry remain", "cluster", f.Cluster, "key", key, "error", err)
-	}
-}
-
-// deleteNode removes a node with what follows from it. Its pods' addresses are entries of their own.
-func (f *Follower) deleteNode(txn statedb.WriteTxn, node string) error {
-	f.changed = true
-	for _, row := range rows(f.Tables.Addresses.List(txn, f.Tables.addressesByNode.Query(f.Cluster+"/"+node))) {
-		if row.Object.Endpoint != "" {
-			continue
-		}
-		if _, _, err := f.Tables.Addresses.Delete(txn, row); err != nil {
-			return err
-		}
-	}
-	return Remove(txn, f.Tables.Nodes, f.Cluster+"/"+node)
-}
-
-func (f *Follower) deleteAddress(txn statedb.WriteTxn, text string) error {
-	ip, err := netip.ParseAddr(text)
-	if err != nil {
-		return err
-	}
-	row := identity.Address{Cluster: f.Cluster, Prefix: netip.PrefixFrom(ip, ip.BitLen())}
-	return Remove(txn, f.Tables.Addresses, f.Tables.Addresses.Key(row))
-}
-
-// wait keeps an entry that was not accepted, to be judged again.
-func (f *Follower) wait(key string, value []byte) {
-	if f.waitingBytes+len(key)+len(value) > maxWaiting {
-		f.Refusals.Add(f.Cluster, key, fmt.Errorf("more than %d MiB of entries of this channel are refused or wait; this one is judged again when it changes", maxWaiting>>20))
-		return
-	}
-	f.waiting[key] = value
-	f.waitingBytes += len(key) + len(value)
-}
-
-func (f *Follower) forgetWaiting(key string) {
-	if value, ok := f.waiting[key]; ok {
-		f.waitingBytes -= len(key) + len(value)
-		delete(f.waiting, key)
-	}
-}
-
-// judgeAgain looks once more at what was not accepted, if something that it may depend on has changed.
-func (f *Follower) judgeAgain(txn statedb.WriteTxn) {
-	if !f.changed {
-		return
-	}
-	f.changed = false
-	events := make([]kvstore.Event, 0, len(f.waiting))
-	for key, value := range f.waiting {
-		events = append(events, kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: key, Value: value}})
-	}
-	for _, ev := range newest(events) {
-		f.put(txn, ev.Key, ev.Value)
-	}
-	f.changed = false
-}
-
-// ownerNode returns the node that owns a key: those of nodes, addresses, slices and marks.
-// An address's node is only in its value, and looked up among the rows.
-func (f *Follower) ownerNode(key string) (string, bool) {
-	parts := strings.Split(strings.TrimPrefix(key, kvstore.Prefix), "/")
-	switch {
-	case (parts[0] == "nodes" || parts[0] == "synced") && len(parts) == 3 && parts[1] == f.Cluster:
-		return parts[2], true
-	case parts[0] == "slices" && len(parts) == 5 && parts[1] == f.Cluster:
-		node, _, _ := strings.Cut(parts[4], ".")
-		return node, true
-	case parts[0] == "addresses" && len(parts) == 3 && parts[1] == f.Cluster:
-		return f.addressOwner(parts[2])
-	}
-	return "", false
-}
-
-// addressOwner returns the node that an accepted address belongs to.
-func (f *Follower) addressOwner(text string) (string, bool) {
-	ip, err := netip.ParseAddr(text)
-	if err != nil {
-		return "", false
-	}
-	row, _, ok := f.Tables.Addresses.Get(f.Tables.DB.ReadTxn(), f.Tables.Addresses.ByKey(f.Cluster+"/"+netip.PrefixFrom(ip, ip.BitLen()).String()))
-	if !ok {
-		return "", false
-	}
-	return row.Object.Node, true
 }
 
 func (f *Follower) write() statedb.WriteTxn {
