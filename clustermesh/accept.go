@@ -30,12 +30,13 @@ func (f *Follower) put(txn statedb.WriteTxn, key string, value []byte) {
 		f.accepted[key] = struct{}{}
 		f.Refusals.Clear(f.Cluster, key)
 	case errors.Is(err, errWaits):
-		f.wait(key, value)
+		f.wait(key, value, err)
 	default:
-		f.Refusals.Add(f.Cluster, key, err)
-		f.Log.Warn("entry refused", "cluster", f.Cluster, "key", key, "reason", err)
+		if f.Refusals.Add(f.Cluster, key, err) {
+			f.Log.Warn("entry refused", "cluster", f.Cluster, "key", key, "reason", err)
+		}
 		// What stood there before was the owner's word; a bad newer one does not remove it.
-		f.wait(key, value)
+		f.wait(key, value, nil)
 	}
 }
 
@@ -63,7 +64,7 @@ func (f *Follower) accept(txn statedb.WriteTxn, key string, value []byte) error 
 		return f.acceptHeartbeat(key, value)
 	case "nodes", "identities", "addresses", "services", "slices":
 		if f.info == nil {
-			return errWaits
+			return fmt.Errorf("%w: what cluster %s says of itself, key %s", errWaits, f.Cluster, identity.ClusterKey)
 		}
 	}
 	switch kind {
@@ -112,7 +113,7 @@ func (f *Follower) channel(txn statedb.ReadTxn) identity.Channel {
 func (f *Follower) owner(txn statedb.ReadTxn, node string) (identity.Node, error) {
 	row, _, ok := f.Tables.Nodes.Get(txn, f.Tables.Nodes.ByKey(f.Cluster+"/"+node))
 	if !ok {
-		return identity.Node{}, errWaits
+		return identity.Node{}, fmt.Errorf("%w: that of node %s/%s, which it names", errWaits, f.Cluster, node)
 	}
 	return row.Object, nil
 }

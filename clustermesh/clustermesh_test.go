@@ -177,6 +177,17 @@ func TestEntriesWaitForWhatTheyHangOn(t *testing.T) {
 	}
 }
 
+func TestWhatWaitsForLongIsShown(t *testing.T) {
+	m := newMesh(t)
+	m.putCluster()
+	m.putAddress(address("10.2.7.5", "node7", identity.Compose(2, 300)))
+	m.refused("addresses/west/10.2.7.5", "has not come: that of node west/node7")
+	m.putNode(node("node7", "172.29.2.17", "10.2.7.0/24"))
+	m.until("it is accepted when its node comes", func(txn statedb.ReadTxn) bool {
+		return m.hasAddress(txn, "10.2.7.5") && len(m.refusals.List()) == 0
+	})
+}
+
 func TestAddressesFollowTheirNode(t *testing.T) {
 	m := newMesh(t)
 	m.putCluster()

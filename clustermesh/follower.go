@@ -54,7 +54,7 @@ type Follower struct {
 	accepted map[string]struct{}
 	// waiting are entries that were not accepted, refused or too early, with their values, so
 	// that they can be judged again when what they depend on changes.
-	waiting      map[string][]byte
+	waiting      map[string]waitingEntry
 	waitingBytes int
 	// own are the keys that the own cluster's store holds in this node's name.
 	own map[string]struct{}
@@ -81,7 +81,7 @@ func NewFollower(cfg FollowerConfig) *Follower {
 		FollowerConfig: cfg,
 		local:          cfg.Cluster == cfg.Self.Cluster,
 		accepted:       map[string]struct{}{},
-		waiting:        map[string][]byte{},
+		waiting:        map[string]waitingEntry{},
 		own:            map[string]struct{}{},
 		marks:          map[string]time.Time{},
 		orphans:        map[string]struct{}{},
@@ -109,8 +109,8 @@ func (f *Follower) State() State {
 // Run follows the store until ctx ends. Losing the store loses nothing: the tables stay as they are.
 func (f *Follower) Run(ctx context.Context) error {
 	watch := f.Store.Watch(ctx, kvstore.Prefix)
-	grace := time.NewTicker(orphanGrace / 3)
-	defer grace.Stop()
+	tick := time.NewTicker(waitPatience / 2)
+	defer tick.Stop()
 	for {
 		select {
 		case batch, ok := <-watch:
@@ -121,8 +121,9 @@ func (f *Follower) Run(ctx context.Context) error {
 				return nil
 			}
 			f.apply(batch)
-		case now := <-grace.C:
+		case now := <-tick.C:
 			f.dropOrphans(now)
+			f.showWaiting(now)
 		}
 	}
 }

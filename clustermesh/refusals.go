@@ -16,7 +16,7 @@ type Refusal struct {
 	Cluster string // the channel that brought it
 	Key     string
 	Reason  string
-	Count   int // how often in a row
+	Count   int // how many values of the key were refused in a row
 	Last    time.Time
 }
 
@@ -32,21 +32,28 @@ func NewRefusals() *Refusals {
 	return &Refusals{byKey: map[string]map[string]Refusal{}, total: map[string]int{}}
 }
 
-// Add records that the channel's key was refused.
-func (r *Refusals) Add(cluster, key string, reason error) {
+// Add records that the channel's key was refused. It tells whether that is news: the same refusal again, when
+// something else has changed, is not.
+func (r *Refusals) Add(cluster, key string, reason error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.total[cluster]++
 	keys := r.byKey[cluster]
 	if keys == nil {
 		keys = map[string]Refusal{}
 		r.byKey[cluster] = keys
 	}
 	old, known := keys[key]
+	if known && old.Reason == reason.Error() {
+		old.Last = time.Now()
+		keys[key] = old
+		return false
+	}
+	r.total[cluster]++
 	if !known && len(keys) >= maxRefusals {
-		return
+		return true
 	}
 	keys[key] = Refusal{Cluster: cluster, Key: key, Reason: reason.Error(), Count: old.Count + 1, Last: time.Now()}
+	return true
 }
 
 // Clear forgets a key that is acceptable now, or gone.

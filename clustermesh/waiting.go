@@ -3,6 +3,7 @@ package clustermesh
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/statedb"
 
@@ -13,22 +14,46 @@ import (
 // so that a peer cannot fill an agent's memory with entries that nobody will ever accept.
 const maxWaiting = 16 << 20
 
+// waitPatience is how long an entry may wait in silence: entries that are written together may arrive in any
+// order. One that waits for longer is shown among the refusals.
+const waitPatience = 2 * time.Second
+
 // errWaits says that an entry cannot be judged yet: what it depends on has not been seen.
-var errWaits = errors.New("waits")
+var errWaits = errors.New("waits for an entry that has not come")
+
+// waitingEntry is an entry that was not accepted.
+type waitingEntry struct {
+	value []byte
+	// reason to show if it is early and still waits after a while; nil once it is shown.
+	reason error
+	since  time.Time
+}
 
 // wait keeps an entry that was not accepted, to be judged again.
-func (f *Follower) wait(key string, value []byte) {
+func (f *Follower) wait(key string, value []byte, reason error) {
 	if f.waitingBytes+len(key)+len(value) > maxWaiting {
 		f.Refusals.Add(f.Cluster, key, fmt.Errorf("more than %d MiB of entries of this channel are refused or wait; this one is judged again when it changes", maxWaiting>>20))
 		return
 	}
-	f.waiting[key] = value
+	f.waiting[key] = waitingEntry{value: value, reason: reason, since: time.Now()}
 	f.waitingBytes += len(key) + len(value)
 }
 
+// showWaiting says of entries that have waited for long what they wait for.
+func (f *Follower) showWaiting(now time.Time) {
+	for key, w := range f.waiting {
+		if w.reason == nil || now.Sub(w.since) < waitPatience {
+			continue
+		}
+		f.Refusals.Add(f.Cluster, key, w.reason)
+		w.reason = nil
+		f.waiting[key] = w
+	}
+}
+
 func (f *Follower) forgetWaiting(key string) {
-	if value, ok := f.waiting[key]; ok {
-		f.waitingBytes -= len(key) + len(value)
+	if w, ok := f.waiting[key]; ok {
+		f.waitingBytes -= len(key) + len(w.value)
 		delete(f.waiting, key)
 	}
 }
@@ -40,8 +65,8 @@ func (f *Follower) judgeAgain(txn statedb.WriteTxn) {
 	}
 	f.changed = false
 	events := make([]kvstore.Event, 0, len(f.waiting))
-	for key, value := range f.waiting {
-		events = append(events, kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: key, Value: value}})
+	for key, w := range f.waiting {
+		events = append(events, kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: key, Value: w.value}})
 	}
 	for _, ev := range newest(events) {
 		f.put(txn, ev.Key, ev.Value)
