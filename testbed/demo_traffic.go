@@ -212,7 +212,9 @@ func countServers(backends []datapath.BackendEntry) map[string]int {
 	}
 	count := map[string]int{}
 	for _, owner := range seen {
-		count[demoClusters[owner-1]]++
+		if owner >= 1 && int(owner) <= len(demoClusters) {
+			count[demoClusters[owner-1]]++
+		}
 	}
 	return count
 }

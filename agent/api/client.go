@@ -215,10 +215,15 @@ func (c *Client) streamError(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case hungUp(err):
 		return fmt.Errorf("the agent at %s ended the watch: it was stopped or restarted; ask again", c.socket)
 	}
 	return fmt.Errorf("reading from the agent at %s: %w", c.socket, err)
+}
+
+// hungUp tells whether the agent has closed the connection.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // do sends a request and decodes the answer into out, unless that is nil.
@@ -264,6 +269,8 @@ func (c *Client) sendError(ctx context.Context, err error) error {
 		return ctx.Err()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w at %s: start it, or name the socket of one that is", ErrNoAgent, c.socket)
+	case hungUp(err):
+		return fmt.Errorf("the agent at %s ended before it answered: it was stopped or killed; ask again", c.socket)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("may not open the agent's socket %s: run as root: %w", c.socket, syscall.EACCES)
 	}

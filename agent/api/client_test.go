@@ -173,3 +173,11 @@ func TestNoAgentSaysWhere(t *testing.T) {
 		}
 	}
 }
+
+func TestAgentThatEndsBeforeItAnswers(t *testing.T) {
+	c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }))
+	_, err := c.AddEndpoint(t.Context(), EndpointRequest{Name: "shop-1"})
+	if err == nil || errors.Is(err, ErrNoAgent) || !strings.Contains(err.Error(), "ended before it answered") {
+		t.Errorf("got %v", err)
+	}
+}
