@@ -211,9 +211,13 @@ func (d *Datapath) attachAll(cfg Config) error {
 		prog   *ebpf.Program
 	}{
 		{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg, d.socket.Recvmsg4},
+		{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg, d.socket.Recvmsg6},
 		{"getpeername4", ebpf.AttachCgroupInet4GetPeername, d.socket.Getpeername4},
+		{"getpeername6", ebpf.AttachCgroupInet6GetPeername, d.socket.Getpeername6},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, d.socket.Sendmsg4},
+		{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, d.socket.Sendmsg6},
 		{"connect4", ebpf.AttachCGroupInet4Connect, d.socket.Connect4},
+		{"connect6", ebpf.AttachCGroupInet6Connect, d.socket.Connect6},
 	} {
 		if err := d.attacher.cgroup(a.name, cfg.CgroupPath, a.attach, a.prog); err != nil {
 			return err

@@ -247,9 +247,7 @@ func peerName(t *testing.T, conn syscall.Conn) (peer netip.AddrPort) {
 	err = raw.Control(func(fd uintptr) {
 		sa, err := unix.Getpeername(int(fd))
 		must(t, err)
-		if in, ok := sa.(*unix.SockaddrInet4); ok {
-			peer = netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
-		}
+		peer = addrPort(sa)
 	})
 	must(t, err)
 	return peer

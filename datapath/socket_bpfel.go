@@ -23,9 +23,13 @@ const (
 	socketMapSlots         = "slots"
 	socketMapTranslations  = "translations"
 	socketProgConnect4     = "connect4"
+	socketProgConnect6     = "connect6"
 	socketProgGetpeername4 = "getpeername4"
+	socketProgGetpeername6 = "getpeername6"
 	socketProgRecvmsg4     = "recvmsg4"
+	socketProgRecvmsg6     = "recvmsg6"
 	socketProgSendmsg4     = "sendmsg4"
+	socketProgSendmsg6     = "sendmsg6"
 )
 
 // loadSocket returns the embedded CollectionSpec for socket.
@@ -71,9 +75,13 @@ type socketSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketProgramSpecs struct {
 	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
 	Getpeername4 *ebpf.ProgramSpec `ebpf:"getpeername4"`
+	Getpeername6 *ebpf.ProgramSpec `ebpf:"getpeername6"`
 	Recvmsg4     *ebpf.ProgramSpec `ebpf:"recvmsg4"`
+	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 }
 
 // socketMapSpecs contains maps before they are loaded into the kernel.
@@ -144,17 +152,25 @@ type socketVariables struct {
 // It can be passed to loadSocketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketPrograms struct {
 	Connect4     *ebpf.Program `ebpf:"connect4"`
+	Connect6     *ebpf.Program `ebpf:"connect6"`
 	Getpeername4 *ebpf.Program `ebpf:"getpeername4"`
+	Getpeername6 *ebpf.Program `ebpf:"getpeername6"`
 	Recvmsg4     *ebpf.Program `ebpf:"recvmsg4"`
+	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
 }
 
 func (p *socketPrograms) Close() error {
 	return _SocketClose(
 		p.Connect4,
+		p.Connect6,
 		p.Getpeername4,
+		p.Getpeername6,
 		p.Recvmsg4,
+		p.Recvmsg6,
 		p.Sendmsg4,
+		p.Sendmsg6,
 	)
 }
 

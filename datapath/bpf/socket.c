@@ -1,5 +1,8 @@
 /* Services, translated where sockets name their peer: the cgroup's connect, sendmsg, recvmsg and
- * getpeername hooks. Packets never carry a service's address. */
+ * getpeername hooks. Packets never carry a service's address.
+ *
+ * IPv6 sockets may name IPv4 peers, as ::ffff:a.b.c.d. The verifier lets a hook touch the
+ * address fields of one family only, so each reads and writes its own; what happens in between is the same. */
 #include "lib/drops.h"
 #include "lib/net.h"
 #include "lib/services.h"
@@ -9,6 +12,51 @@
 #define REFUSE 0
 
 #define ECONNREFUSED 111
+
+/* Whom a socket talks to. */
+struct peer {
+	struct ip_addr address;
+	__be16 port;
+};
+
+static __always_inline struct peer peer_read4(const struct bpf_sock_addr *ctx)
+{
+	struct peer peer = {
+		.address = ip_addr_v4(ctx->user_ip4),
+		.port = (__be16)ctx->user_port,
+	};
+
+	return peer;
+}
+
+static __always_inline void peer_write4(struct bpf_sock_addr *ctx, const struct peer *peer)
+{
+	ctx->user_ip4 = ip_addr_to_v4(&peer->address);
+	ctx->user_port = peer->port;
+}
+
+static __always_inline struct peer peer_read6(const struct bpf_sock_addr *ctx)
+{
+	struct peer peer = { .port = (__be16)ctx->user_port };
+	__be32 *words = (__be32 *)peer.address.bytes;
+
+	words[0] = ctx->user_ip6[0];
+	words[1] = ctx->user_ip6[1];
+	words[2] = ctx->user_ip6[2];
+	words[3] = ctx->user_ip6[3];
+	return peer;
+}
+
+static __always_inline void peer_write6(struct bpf_sock_addr *ctx, const struct peer *peer)
+{
+	const __be32 *words = (const __be32 *)peer->address.bytes;
+
+	ctx->user_ip6[0] = words[0];
+	ctx->user_ip6[1] = words[1];
+	ctx->user_ip6[2] = words[2];
+	ctx->user_ip6[3] = words[3];
+	ctx->user_port = peer->port;
+}
 
 /* Returns the protocol that a frontend of the socket has, or 0. */
 static __always_inline __u8 frontend_protocol(const struct bpf_sock_addr *ctx)
@@ -24,12 +72,13 @@ static __always_inline __u8 frontend_protocol(const struct bpf_sock_addr *ctx)
 	}
 }
 
-static __always_inline struct translation_key translation_key4(struct bpf_sock_addr *ctx, __u8 protocol)
+static __always_inline struct translation_key translation_key(struct bpf_sock_addr *ctx, const struct peer *backend,
+							     __u8 protocol)
 {
 	struct translation_key key = {
 		.cookie = bpf_get_socket_cookie(ctx),
-		.address = ip_addr_v4(ctx->user_ip4),
-		.port = (__be16)ctx->user_port,
+		.address = backend->address,
+		.port = backend->port,
 		.protocol = protocol,
 		.cluster = CLUSTER_MESH,
 	};
@@ -37,8 +86,8 @@ static __always_inline struct translation_key translation_key4(struct bpf_sock_a
 	return key;
 }
 
-/* Replaces a service's address with that of one of its backends. */
-static __always_inline int to_backend4(struct bpf_sock_addr *ctx)
+/* Replaces a service's address with that of one of its backends. Returns the hook's verdict. */
+static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *peer)
 {
 	const __u8 protocol = frontend_protocol(ctx);
 	const struct frontend *frontend;
@@ -48,7 +97,7 @@ static __always_inline int to_backend4(struct bpf_sock_addr *ctx)
 
 	if (!protocol)
 		return ALLOW;
-	frontend = frontend_lookup4(ctx->user_ip4, (__be16)ctx->user_port, protocol);
+	frontend = frontend_lookup(&peer->address, peer->port, protocol);
 	if (!frontend)
 		return ALLOW;
 	backend = service_choose(frontend);
@@ -58,55 +107,111 @@ static __always_inline int to_backend4(struct bpf_sock_addr *ctx)
 		return REFUSE;
 	}
 
-	service.address = ip_addr_v4(ctx->user_ip4);
-	service.port = (__be16)ctx->user_port;
-	ctx->user_ip4 = ip_addr_to_v4(&backend->address);
-	ctx->user_port = backend->port;
-	key = translation_key4(ctx, protocol);
+	service.address = peer->address;
+	service.port = peer->port;
+	peer->address = backend->address;
+	peer->port = backend->port;
+	key = translation_key(ctx, peer, protocol);
 	bpf_map_update_elem(&translations, &key, &service, BPF_ANY);
 	return ALLOW;
 }
 
 /* Replaces a backend's address with that of the service that the socket named. */
-static __always_inline int to_service4(struct bpf_sock_addr *ctx)
+static __always_inline void to_service(struct bpf_sock_addr *ctx, struct peer *peer)
 {
 	const __u8 protocol = frontend_protocol(ctx);
 	const struct translation *service;
 	struct translation_key key;
 
 	if (!protocol)
-		return ALLOW;
-	key = translation_key4(ctx, protocol);
+		return;
+	key = translation_key(ctx, peer, protocol);
 	service = bpf_map_lookup_elem(&translations, &key);
 	if (service) {
-		ctx->user_ip4 = ip_addr_to_v4(&service->address);
-		ctx->user_port = service->port;
+		peer->address = service->address;
+		peer->port = service->port;
 	}
-	return ALLOW;
 }
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
-	return to_backend4(ctx);
+	struct peer peer = peer_read4(ctx);
+	const int verdict = to_backend(ctx, &peer);
+
+	peer_write4(ctx, &peer);
+	return verdict;
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct peer peer = peer_read6(ctx);
+	const int verdict = to_backend(ctx, &peer);
+
+	peer_write6(ctx, &peer);
+	return verdict;
 }
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return to_backend4(ctx);
+	struct peer peer = peer_read4(ctx);
+	const int verdict = to_backend(ctx, &peer);
+
+	peer_write4(ctx, &peer);
+	return verdict;
+}
+
+/* Only for IPv6 peers: the kernel hands an IPv6 socket's datagrams to IPv4 peers to sendmsg4. */
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct peer peer = peer_read6(ctx);
+	const int verdict = to_backend(ctx, &peer);
+
+	peer_write6(ctx, &peer);
+	return verdict;
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return to_service4(ctx);
+	struct peer peer = peer_read4(ctx);
+
+	to_service(ctx, &peer);
+	peer_write4(ctx, &peer);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct peer peer = peer_read6(ctx);
+
+	to_service(ctx, &peer);
+	peer_write6(ctx, &peer);
+	return ALLOW;
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
-	return to_service4(ctx);
+	struct peer peer = peer_read4(ctx);
+
+	to_service(ctx, &peer);
+	peer_write4(ctx, &peer);
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct peer peer = peer_read6(ctx);
+
+	to_service(ctx, &peer);
+	peer_write6(ctx, &peer);
+	return ALLOW;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

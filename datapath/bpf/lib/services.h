@@ -116,10 +116,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } backends SEC(".maps");
 
-static __always_inline const struct frontend *frontend_lookup4(__be32 v4, __be16 port, __u8 protocol)
+static __always_inline const struct frontend *frontend_lookup(const struct ip_addr *address, __be16 port,
+							       __u8 protocol)
 {
 	struct frontend_key key = {
-		.address = ip_addr_v4(v4),
+		.address = *address,
 		.port = port,
 		.protocol = protocol,
 		.cluster = CLUSTER_MESH,
