@@ -23,7 +23,7 @@ import (
 	"causeway/tunnel"
 )
 
-// Version of this program, for people and for other clusters.
+// Version of what agents say to each other, for people and for other clusters; "clustermesh version" tells the build.
 const Version = "0.1.0"
 
 // How often this node makes its identities agree with the store, and how often a node of the cluster

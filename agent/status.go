@@ -56,7 +56,9 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		s.Problems = append(s.Problems, "drop counters cannot be read: "+err.Error())
 	}
 	for _, d := range drops {
-		s.Datapath.Drops += d.Packets
+		if d.Reason != datapath.DropIPv6LinkLocal { // every kernel's small talk when a link comes up
+			s.Datapath.Drops += d.Packets
+		}
 	}
 	for _, c := range v.channels {
 		state, problems := c.state(v.refusals)

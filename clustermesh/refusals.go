@@ -16,7 +16,7 @@ type Refusal struct {
 	Cluster string // the channel that brought it
 	Key     string
 	Reason  string
-	Count   int // how many values of the key were refused in a row
+	Count   int // how many different refusals of the key there were in a row
 	Last    time.Time
 }
 

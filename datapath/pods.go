@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const podLinkPrefix = "pod-"
@@ -22,7 +23,7 @@ func (d *Datapath) attachPod(ifindex int) error {
 // may still send shall not pass unchecked.
 func (d *Datapath) detachPod(ifindex int) error {
 	if l, err := netlink.LinkByIndex(ifindex); err == nil && l.Type() == "veth" && isPodLink(l) {
-		if err := netlink.LinkSetDown(l); err != nil {
+		if err := netlink.LinkSetDown(l); err != nil && !errors.Is(err, unix.ENODEV) { // gone meanwhile, with its namespace
 			return fmt.Errorf("setting %s down: %w", l.Attrs().Name, err)
 		}
 	}
@@ -41,7 +42,12 @@ func (d *Datapath) reattachPods() error {
 			errs = append(errs, d.attacher.remove(podLinkName(ifindex))) // The pod went while no agent ran.
 			continue
 		}
-		errs = append(errs, d.attachPod(ifindex))
+		if err := d.attachPod(ifindex); err != nil {
+			if _, gone := netlink.LinkByIndex(ifindex); isLinkNotFound(gone) {
+				err = d.attacher.remove(podLinkName(ifindex))
+			}
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -3,20 +3,26 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"causeway/identity"
+	"causeway/kvstore"
 )
 
 // realBinary builds the program that users run, once for all tests, in the directory that TestMain removes.
@@ -452,4 +458,147 @@ func TestPartitionedClusters(t *testing.T) {
 	m.waitBackends(5)
 	r, err := m.load(ctx, "west", 200, time.Second)
 	m.wantAll(r, err, "east", "west")
+}
+
+// A store that somebody else can write to is the way in for everything that is wrong. Whatever it is, it is refused
+// with a reason, and nothing else is disturbed.
+func TestBadEntriesAreRefusedAndShown(t *testing.T) {
+	m := newMesh(t)
+	store := m.store("west")
+	before := m.kernel("east", "node1")
+	nodeEntry := func(name, address, podCIDR string) []byte {
+		return identity.EncodeNode(identity.Node{
+			Cluster: "west", ClusterID: 2, Name: name, Address: netip.MustParseAddr(address), PodCIDRs: []netip.Prefix{netip.MustParsePrefix(podCIDR)},
+			Instance: "another-machine-0123456789", Version: identity.Version{Incarnation: 1, Sequence: 1},
+		})
+	}
+	addressEntry := func(ip, node string, id identity.Number) []byte {
+		return identity.EncodeAddress(identity.Address{
+			Cluster: "west", ClusterID: 2, Prefix: netip.MustParsePrefix(ip + "/32"), Identity: id, Node: node, Endpoint: "default/x",
+			Version: identity.Version{Incarnation: 1, Sequence: 1},
+		})
+	}
+	bad := map[string]struct {
+		value  []byte
+		reason string
+	}{
+		"nodes/west/node7":          {[]byte("not JSON"), "node entry"},
+		"nodes/west/node8":          {nodeEntry("node8", "172.29.2.11", "10.2.8.0/24"), "is node west/node1's already"},
+		"nodes/west/node9":          {nodeEntry("node9", "172.29.2.19", "10.1.1.0/24"), "outside of cluster west's"},
+		"addresses/west/10.1.1.2":   {addressEntry("10.1.1.2", "node1", identity.Compose(2, 400)), "outside of node west/node1's"},
+		"addresses/west/10.2.1.99":  {addressEntry("10.2.1.99", "node1", identity.Compose(1, 400)), "belongs to cluster 1"},
+		"addresses/west/10.2.1.98":  {addressEntry("10.2.1.98", "nobody", identity.Compose(2, 400)), "node west/nobody"},
+		"services/west/default/bad": {[]byte(`{"affinity":"nearby"}`), "service entry"},
+		"nonsense":                  {[]byte("x"), "unknown kind"},
+	}
+	for key, entry := range bad {
+		if err := store.Put(t.Context(), kvstore.Prefix+key, entry.value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	east := m.bed.Client("east", "node1")
+	defer east.Close()
+	refused := func() map[string]string {
+		status, err := east.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := map[string]string{}
+		for _, r := range status.Refusals {
+			shown[strings.TrimPrefix(r.Key, kvstore.Prefix)] = r.Reason
+		}
+		return shown
+	}
+	m.eventually("refusals in status", func() string {
+		shown := refused()
+		for key, entry := range bad {
+			if !strings.Contains(shown[key], entry.reason) {
+				return fmt.Sprintf("%s: %q, want %q", key, shown[key], entry.reason)
+			}
+		}
+		return ""
+	})
+	if after := m.kernel("east", "node1"); !slices.Equal(after, before) {
+		t.Errorf("the service's backends were %q, and are %q", before, after)
+	}
+	r, err := m.load(t.Context(), "east", 200, time.Second)
+	m.wantAll(r, err, "east", "west")
+	for key := range bad {
+		if err := store.Delete(t.Context(), kvstore.Prefix+key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.eventually("what is gone is shown no more", func() string {
+		if shown := refused(); len(shown) > 0 {
+			return fmt.Sprint(shown)
+		}
+		return ""
+	})
+}
+
+// store opens a cluster's store with its own agents' certificate, through a forwarder: the underlay is
+// another network namespace.
+func (m *mesh) store(cluster string) kvstore.Store {
+	m.Helper()
+	state, err := m.bed.State()
+	if err != nil {
+		m.Fatal(err)
+	}
+	c, err := state.cluster(cluster)
+	if err != nil {
+		m.Fatal(err)
+	}
+	cfg := m.bed.kvstoreConfig(*c, cluster, agentFile)
+	cert, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+	if err != nil {
+		m.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	ca, err := os.ReadFile(cfg.CAFile)
+	if err != nil || !roots.AppendCertsFromPEM(ca) {
+		m.Fatal("no CA certificate", err)
+	}
+	store, err := kvstore.Dial(context.Background(), kvstore.Config{
+		Endpoints: []string{m.forward(m.bed.kvstoreNS(cluster), kvstoreEndpoint(c.KVStore.Address))},
+		TLS:       &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: c.KVStore.Address.String()},
+	})
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { store.Close() })
+	return store
+}
+
+// forward takes connections on this machine's loopback to an address in a namespace, and returns where.
+func (m *mesh) forward(ns, to string) string {
+	m.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		m.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			var far net.Conn
+			if err := inNS(ns, func() (err error) { far, err = net.Dial("tcp", to); return err }); err != nil {
+				near.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+				wg.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					way[0].Close()
+				})
+			}
+		}
+	})
+	m.Cleanup(func() {
+		listener.Close()
+		wg.Wait()
+	})
+	return listener.Addr().String()
 }

@@ -158,7 +158,7 @@ type Datapath struct {
 	Attach string `json:"attach"` // tcx or clsact
 	Device string `json:"device"` // the VXLAN device
 	PodMTU int    `json:"podMTU"`
-	Drops  uint64 `json:"drops"` // packets dropped, all reasons
+	Drops  uint64 `json:"drops"` // packets dropped, all reasons but the harmless ones
 }
 
 // Table counts a table's rows by status.
