@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -320,15 +321,37 @@ func TestANodeTakesOnlyItsOwnEntriesForItsOwn(t *testing.T) {
 	}
 }
 
-func TestOrphansOfANodeThatPublishedAgainGo(t *testing.T) {
-	m := newMesh(t)
-	f := m.follower
-	f.orphans["causeway/v1/addresses/west/10.2.1.5"] = struct{}{}
-	// Before the store says whose it is again, and before the node has renewed its own, nothing goes.
-	f.dropOrphans(time.Now().Add(time.Hour))
-	if len(f.orphans) != 1 {
-		t.Error("an orphan was dropped while the store was lost")
-	}
+func TestOnlyWhatANodeDidNotPublishAgainGoesAfterALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		node1, node2 := node("node1", "172.29.2.11", "10.2.1.0/24"), node("node2", "172.29.2.12", "10.2.2.0/24")
+		m.putCluster()
+		m.putNode(node1)
+		m.putNode(node2)
+		m.putAddress(address("10.2.1.5", "node1", identity.Compose(2, 300)))
+		m.putAddress(address("10.2.1.6", "node1", identity.Compose(2, 300)))
+		m.putAddress(address("10.2.2.5", "node2", identity.Compose(2, 300)))
+		synctest.Wait()
+		m.west.Wipe()
+		synctest.Wait()
+		// node1 comes back with one of its two pods; of node2 nothing is heard.
+		m.putCluster()
+		m.putNode(node1)
+		m.putAddress(address("10.2.1.5", "node1", identity.Compose(2, 300)))
+		m.put(identity.SyncedKey("west", "node1"), identity.EncodeHeartbeat(identity.Heartbeat{At: time.Now(), Node: "node1"}))
+		has := func(when string, want map[string]bool) {
+			t.Helper()
+			synctest.Wait()
+			for ip, want := range want {
+				if got := m.hasAddress(m.tables.DB.ReadTxn(), ip); got != want {
+					t.Errorf("%s: address %s known: %v, want %v", when, ip, got, want)
+				}
+			}
+		}
+		has("at once", map[string]bool{"10.2.1.5": true, "10.2.1.6": true, "10.2.2.5": true})
+		time.Sleep(orphanGrace + waitPatience)
+		has("after the grace", map[string]bool{"10.2.1.5": true, "10.2.1.6": false, "10.2.2.5": true})
+	})
 }
 
 func TestServicesOfOthersAreFollowedOnlyIfGlobal(t *testing.T) {
