@@ -216,9 +216,10 @@ func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
 		c.follower = clustermesh.NewFollower(clustermesh.FollowerConfig{
 			Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
 			Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
-			Synced:  func() { a.markSynced(ctx, c.id) },
-			Own:     func(keys []string) { a.local.Own(ctx, keys) },
-			Changed: a.rangesChanged,
+			Synced:   func() { a.markSynced(ctx, c.id) },
+			Own:      func(keys []string, complete bool) { a.local.Own(ctx, keys, complete) },
+			Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
+			Changed:  a.rangesChanged,
 		})
 	}
 	for _, c := range a.channels {

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,7 +60,7 @@ func (f *Follower) accept(txn statedb.WriteTxn, key string, value []byte) error 
 	kind, _, _ := strings.Cut(strings.TrimPrefix(key, kvstore.Prefix), "/")
 	switch kind {
 	case "cluster":
-		return f.acceptCluster(key, value)
+		return f.acceptCluster(txn, key, value)
 	case "heartbeat":
 		return f.acceptHeartbeat(key, value)
 	case "nodes", "identities", "addresses", "services", "slices":
@@ -89,7 +90,7 @@ func (f *Follower) accept(txn statedb.WriteTxn, key string, value []byte) error 
 	return fmt.Errorf("unknown kind of entry %q: written by a newer version, or by hand", kind)
 }
 
-func (f *Follower) acceptCluster(key string, value []byte) error {
+func (f *Follower) acceptCluster(txn statedb.ReadTxn, key string, value []byte) error {
 	info, err := identity.DecodeCluster(key, value)
 	if err != nil {
 		return err
@@ -97,10 +98,29 @@ func (f *Follower) acceptCluster(key string, value []byte) error {
 	if err := (identity.Channel{Cluster: f.Cluster, ID: f.ID}).CheckCluster(info); err != nil {
 		return fmt.Errorf("%w; check which store the configuration names for cluster %s", err, f.Cluster)
 	}
+	if err := f.checkNobodyLivesIn(txn, info); err != nil {
+		return err
+	}
 	if err := f.Claims.Claim(info); err != nil {
 		return err
 	}
 	f.info, f.changed = &info, true
+	return nil
+}
+
+// checkNobodyLivesIn refuses ranges that have a node of another cluster in them: its packets would be drawn into the tunnel.
+func (f *Follower) checkNobodyLivesIn(txn statedb.ReadTxn, info identity.ClusterInfo) error {
+	for row := range f.Tables.Nodes.All(txn) {
+		node := row.Object
+		if node.Cluster == f.Cluster {
+			continue
+		}
+		for _, p := range append(slices.Clone(info.PodCIDRs), info.ServiceCIDR) {
+			if p.Contains(node.Address) {
+				return fmt.Errorf("cluster %s: range %s has the address %s of node %s in it; give the cluster another range", info.Name, p, node.Address, node.NodeName())
+			}
+		}
+	}
 	return nil
 }
 
@@ -123,10 +143,20 @@ func (f *Follower) acceptNode(txn statedb.WriteTxn, key string, value []byte) er
 	if err != nil {
 		return err
 	}
+	if other, prefix, ok := f.Claims.Foreign(f.Cluster, node.Address); ok {
+		return fmt.Errorf("node entry %s: address %s lies in the range %s of cluster %s", node.NodeName(), node.Address, prefix, other)
+	}
+	old, _, had := f.Tables.Nodes.Get(txn, f.Tables.Nodes.ByKey(f.Tables.Nodes.Key(node)))
+	if had && f.listing && old.Object.Instance != node.Instance && node.Newer(old.Object.Version) {
+		// A listing does not show that the name was free in between; the store gave it to nobody before that.
+		if err := f.deleteNode(txn, node.Name); err != nil {
+			return err
+		}
+		had = false
+	}
 	if err := f.channel(txn).CheckNode(node); err != nil {
 		return err
 	}
-	old, _, had := f.Tables.Nodes.Get(txn, f.Tables.Nodes.ByKey(f.Tables.Nodes.Key(node)))
 	if had && old.Object.Newer(node.Version) {
 		return nil
 	}
@@ -165,7 +195,7 @@ func PutNodeAddresses(txn statedb.WriteTxn, t *Tables, node identity.Node) error
 		_, wanted := want[t.Addresses.Key(address)]
 		switch {
 		case wanted:
-		case address.Endpoint == "":
+		case address.Identity.Reserved(): // of the node itself; pods have identities of the cluster's
 			if err := Remove(txn, t.Addresses, t.Addresses.Key(address)); err != nil {
 				return err
 			}
@@ -243,6 +273,11 @@ func (f *Follower) acceptSlice(txn statedb.WriteTxn, key string, value []byte) e
 	if err := f.channel(txn).CheckSlice(slice, owner); err != nil {
 		return err
 	}
+	version := identity.Version{Incarnation: slice.Incarnation, Sequence: slice.Sequence}
+	if f.slices[key].Newer(version) {
+		return nil
+	}
+	f.slices[key] = version
 	return PutSlice(txn, f.Tables, slice)
 }
 

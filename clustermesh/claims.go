@@ -3,6 +3,7 @@ package clustermesh
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"causeway/identity"
@@ -13,6 +14,7 @@ import (
 type Claims struct {
 	mu       sync.Mutex
 	clusters map[string]identity.ClusterInfo
+	changes  int
 }
 
 // NewClaims returns claims that this agent's own cluster holds.
@@ -36,7 +38,32 @@ func (c *Claims) Claim(info identity.ClusterInfo) error {
 		}
 	}
 	c.clusters[info.Name] = info
+	c.changes++
 	return nil
+}
+
+// Changes counts what was claimed, so that who was refused knows when it is worth asking again.
+func (c *Claims) Changes() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changes
+}
+
+// Foreign returns the pod or service range of another cluster that holds an address, and whose it is.
+func (c *Claims) Foreign(cluster string, ip netip.Addr) (other string, prefix netip.Prefix, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, info := range c.clusters {
+		if name == cluster {
+			continue
+		}
+		for _, p := range append(slices.Clone(info.PodCIDRs), info.ServiceCIDR) {
+			if p.Contains(ip) {
+				return name, p, true
+			}
+		}
+	}
+	return "", netip.Prefix{}, false
 }
 
 // Ranges returns every pod and service range that any cluster announces: addresses there are of the

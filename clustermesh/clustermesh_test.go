@@ -312,7 +312,7 @@ func TestANodeTakesOnlyItsOwnEntriesForItsOwn(t *testing.T) {
 	m.putAddress(address("10.2.2.5", "node2", identity.Compose(2, 300)))
 	inWest := NewFollower(FollowerConfig{
 		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "west", Node: "node1"}, Store: m.west.Client(), Tables: m.tables, Refusals: m.refusals,
-		Claims: m.follower.Claims, Own: func(keys []string) { own <- keys }, Log: slog.New(slog.DiscardHandler),
+		Claims: m.follower.Claims, Own: func(keys []string, _ bool) { own <- keys }, Log: slog.New(slog.DiscardHandler),
 	})
 	run(t, inWest.Run)
 	want := []string{identity.AddressKey("west", netip.MustParseAddr("10.2.1.5")), identity.NodeKey("west", "node1"), identity.ClusterKey}

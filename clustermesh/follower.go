@@ -30,11 +30,15 @@ type FollowerConfig struct {
 	Tables *Tables
 	// Refusals collects what is refused, of all channels.
 	Refusals *Refusals
-	// Synced is called once, after the first complete listing has been applied.
+	// Synced is called once, when what is not in the tables is not in the store either: after the first complete
+	// listing has been applied, but only a while later if the store was empty then, as its owners are still writing.
 	Synced func()
 	// Own is called after every listing of the own cluster's store with the keys
-	// that the store holds in this node's name.
-	Own func(keys []string)
+	// that the store holds in this node's name. Before the cluster's own entry is there, complete is false: what
+	// the cluster declares is not known, and so neither what is left over; it is called again then.
+	Own func(keys []string, complete bool)
+	// Disputed is called with keys of this node's that somebody else has changed or deleted in the store.
+	Disputed func(keys []string)
 	// Changed is called when the cluster's announced ranges may have changed.
 	Changed func()
 	// Claims knows what the other channels hold, so that two clusters cannot have one range.
@@ -58,8 +62,22 @@ type Follower struct {
 	waitingBytes int
 	// own are the keys that the own cluster's store holds in this node's name.
 	own map[string]struct{}
-	// changed is set when something that waiting entries may depend on has changed.
+	// changed is set when something that waiting entries may depend on has changed; others has changed when that
+	// came from elsewhere.
 	changed bool
+	others  others
+	// slices are the versions of accepted slices; rows of nodes and addresses have their own.
+	slices map[string]identity.Version
+	// revision of the store that the last batch brought, listing: the batch being applied is one.
+	revision int64
+	listing  bool
+	// disputed are own keys that the batch shows as somebody else left them.
+	disputed []string
+	// ownDue: Own has not been told about the last listing with the cluster known.
+	ownDue bool
+	// empty: the first listing did not even have the cluster's entry. syncAt is when it counts as read in full then.
+	empty  bool
+	syncAt time.Time
 	// marks are the nodes whose synced mark is in the store.
 	marks map[string]time.Time
 	// orphans are entries whose store was lost: gone from it, but not by their owner's will.
@@ -85,6 +103,7 @@ func NewFollower(cfg FollowerConfig) *Follower {
 		own:            map[string]struct{}{},
 		marks:          map[string]time.Time{},
 		orphans:        map[string]struct{}{},
+		slices:         map[string]identity.Version{},
 	}
 }
 
@@ -123,29 +142,34 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.apply(batch)
 		case now := <-tick.C:
 			f.dropOrphans(now)
+			f.judgeForOthers()
 			f.showWaiting(now)
+			f.settle(now)
 		}
 	}
 }
 
 // apply brings the tables to what the batch says, in one transaction.
 func (f *Follower) apply(batch kvstore.Batch) {
-	events := newest(batch.Events)
-	f.restoreLost(events)
+	lost := f.noteLoss(batch)
+	f.listing = batch.Listed
 
 	txn := f.write()
 	defer txn.Abort()
-	for _, ev := range events {
+	for _, c := range newest(batch.Events) {
+		f.noteDispute(c)
 		switch {
-		case ev.Kind == kvstore.EventPut:
-			delete(f.orphans, ev.Key)
-			f.put(txn, ev.Key, ev.Value)
-		case f.info == nil && f.holds(ev.Key):
-			// The store no longer says whose it is: it was emptied or restored. Its owners
-			// have withdrawn nothing.
-			f.orphans[ev.Key] = struct{}{}
+		case c.Kind == kvstore.EventPut:
+			if c.renewed && !lost && f.info != nil {
+				f.delete(txn, c.Key) // the owner's older word counts no more, whatever its version
+			}
+			delete(f.orphans, c.Key)
+			f.put(txn, c.Key, c.Value)
+		case (lost || f.info == nil) && f.holds(c.Key):
+			// The store was emptied or restored. Its owners have withdrawn nothing.
+			f.orphans[c.Key] = struct{}{}
 		default:
-			f.delete(txn, ev.Key)
+			f.delete(txn, c.Key)
 		}
 	}
 	f.judgeAgain(txn)
@@ -159,15 +183,34 @@ func (f *Follower) holds(key string) bool {
 	return ok
 }
 
-// restoreLost notes, before anything of a batch is applied, that the store lost or found its
-// own name: the cluster key decides how the deletions beside it are read.
-func (f *Follower) restoreLost(events []kvstore.Event) {
-	for _, ev := range events {
+// noteLoss tells, before anything of a batch is applied, whether the store was emptied or restored, which decides
+// how the batch's deletions are read: its revision went back, or it lost its own name.
+func (f *Follower) noteLoss(batch kvstore.Batch) bool {
+	lost := batch.Listed && batch.Revision < f.revision
+	f.revision = batch.Revision
+	for _, ev := range batch.Events {
 		if ev.Key == identity.ClusterKey && ev.Kind == kvstore.EventDelete && f.info != nil {
-			f.Log.Warn("the store was emptied; its entries are held until their owners publish again", "cluster", f.Cluster, "entries", len(f.accepted))
-			f.info = nil
-			clear(f.marks)
+			lost, f.info = true, nil
 		}
+	}
+	if lost {
+		f.Log.Warn("the store was emptied or restored; what is missing in it is held until its owners publish again", "cluster", f.Cluster, "entries", len(f.accepted))
+		clear(f.marks)
+	}
+	return lost
+}
+
+// noteDispute notes a key that this node has written, and that somebody else has changed or deleted since.
+func (f *Follower) noteDispute(c change) {
+	if !f.local || f.Disputed == nil {
+		return
+	}
+	row, _, ok := f.Tables.Publications.Get(f.Tables.DB.ReadTxn(), f.Tables.Publications.ByKey(c.Key))
+	if !ok || row.Status.Kind != Done {
+		return
+	}
+	if c.Kind == kvstore.EventDelete || row.Object.Value != string(c.Value) && f.isOwn(c.Key, c.Value) {
+		f.disputed = append(f.disputed, c.Key)
 	}
 }
 
@@ -189,12 +232,26 @@ func (f *Follower) dropOrphans(now time.Time) {
 		}
 	}
 	txn.Commit()
+	f.report(kvstore.Batch{})
 }
 
+// settle says that the store has been read in full, once its owners had time to fill it.
+func (f *Follower) settle(now time.Time) {
+	if f.syncAt.IsZero() || now.Before(f.syncAt) {
+		return
+	}
+	f.syncAt = time.Time{}
+	if f.Synced != nil {
+		f.Synced()
+	}
+}
+
+// report says what has come of a batch, to status and to whom it concerns. No locks are held.
 func (f *Follower) report(batch kvstore.Batch) {
 	f.mu.Lock()
 	announced := f.cluster != f.info
 	// An empty store has said nothing: there is no sync without the cluster's own entry.
+	f.empty = f.empty || batch.Listed && !f.listed && f.info == nil
 	f.listed = f.listed || batch.Listed
 	first := !f.synced && f.listed && f.info != nil
 	f.synced = f.synced || first
@@ -206,11 +263,28 @@ func (f *Follower) report(batch kvstore.Batch) {
 	if announced && f.Changed != nil {
 		f.Changed()
 	}
-	if batch.Listed && f.local && f.Own != nil {
-		f.Own(f.ownKeys())
-	}
-	if first && f.Synced != nil {
+	f.reportOwn(batch.Listed)
+	switch {
+	case first && f.empty:
+		f.syncAt = time.Now().Add(orphanGrace)
+	case first && f.Synced != nil:
 		f.Synced()
+	}
+}
+
+// reportOwn says what the own cluster's store holds in this node's name.
+func (f *Follower) reportOwn(listed bool) {
+	if !f.local {
+		return
+	}
+	if complete := f.info != nil; f.Own != nil && (listed || f.ownDue && complete) {
+		f.ownDue = !complete
+		f.Own(f.ownKeys(), complete)
+	}
+	if len(f.disputed) > 0 {
+		keys := f.disputed
+		f.disputed = nil
+		f.Disputed(keys)
 	}
 }
 
@@ -234,21 +308,38 @@ func (f *Follower) acceptHeartbeat(key string, value []byte) error {
 	return nil
 }
 
+// change is what has become of a key in a batch.
+type change struct {
+	kvstore.Event
+	// renewed: an entry that belongs to a node was deleted, and then written anew.
+	renewed bool
+}
+
 // newest keeps the last event of every key, in an order in which what others depend on comes
 // first: the cluster, its nodes, then the rest.
-func newest(events []kvstore.Event) []kvstore.Event {
+func newest(events []kvstore.Event) []change {
 	last := make(map[string]int, len(events))
+	deleted := map[string]bool{}
 	for i, ev := range events {
 		last[ev.Key] = i
-	}
-	out := make([]kvstore.Event, 0, len(last))
-	for i, ev := range events {
-		if last[ev.Key] == i {
-			out = append(out, ev)
+		if ev.Kind == kvstore.EventDelete {
+			deleted[ev.Key] = true
 		}
 	}
-	slices.SortStableFunc(out, func(a, b kvstore.Event) int { return rank(a) - rank(b) })
+	out := make([]change, 0, len(last))
+	for i, ev := range events {
+		if last[ev.Key] == i {
+			out = append(out, change{Event: ev, renewed: deleted[ev.Key] && ofNode(ev.Key)})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b change) int { return rank(a.Event) - rank(b.Event) })
 	return out
+}
+
+// ofNode tells whether an entry is versioned by the node that owns it.
+func ofNode(key string) bool {
+	kind, _, _ := strings.Cut(strings.TrimPrefix(key, kvstore.Prefix), "/")
+	return kind == "nodes" || kind == "addresses" || kind == "slices"
 }
 
 // rank orders puts from the cluster down to addresses and deletions the other way round, puts first.

@@ -30,12 +30,14 @@ type Local struct {
 	sequence uint64
 	// slices are those that this node offers now, by service.
 	slices map[lb.Name][]lb.Slice
-	after  chan func()
+	// addresses that endpoints were seen with, by their IDs.
+	addresses map[string]netip.Addr
+	after     chan func()
 }
 
 // NewLocal returns a source that writes nothing until Run, except for the node itself.
 func NewLocal(cfg LocalConfig) (*Local, error) {
-	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, after: make(chan func(), 1)}
+	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, addresses: map[string]netip.Addr{}, after: make(chan func(), 1)}
 	l.Node.Local = true
 	return l, l.putNode()
 }
@@ -61,13 +63,40 @@ func (l *Local) putNode() error {
 	return nil
 }
 
-// Own tells the source what the store holds in this node's name, after a listing of it.
-func (l *Local) Own(ctx context.Context, keys []string) {
+// Own tells the source what the store holds in this node's name, after a listing of it; see FollowerConfig.
+func (l *Local) Own(ctx context.Context, keys []string, complete bool) {
 	l.After(ctx, func() {
-		if err := l.repair(keys); err != nil {
+		if err := l.repair(keys, complete); err != nil {
 			l.Log.Error("this node's entries in the store are not compared with what they should be", "error", err)
 		}
 	})
+}
+
+// Disputed has entries of this node's that somebody else has changed in the store written again. The node's
+// own is only written if the name is still free: see Publisher.
+func (l *Local) Disputed(ctx context.Context, keys []string) {
+	l.After(ctx, func() {
+		if err := l.publishAgain(keys); err != nil {
+			l.Log.Error("this node's entries in the store are not as they should be", "keys", keys, "error", err)
+		}
+	})
+}
+
+func (l *Local) publishAgain(keys []string) error {
+	t := l.Tables
+	txn := t.DB.WriteTxn(t.Publications)
+	defer txn.Abort()
+	for _, key := range keys {
+		row, _, ok := t.Publications.Get(txn, t.Publications.ByKey(key))
+		if !ok {
+			continue // withdrawn meanwhile
+		}
+		if _, _, err := t.Publications.Insert(txn, NewRow(row.Object)); err != nil {
+			return err
+		}
+	}
+	txn.Commit()
+	return nil
 }
 
 // After runs f once everything that is in the tables now has had its effect on this node's own rows.
@@ -143,6 +172,9 @@ func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, 
 			dirty[row.Object.Name] = struct{}{}
 		}
 	}
+	if err := l.withdrawFormer(ep, gone); err != nil {
+		return err
+	}
 	if !ep.Address.IsValid() {
 		return nil
 	}
@@ -178,6 +210,35 @@ func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, 
 		if err := l.publish(txn, key, identity.EncodeAddress(row), true); err != nil {
 			return err
 		}
+	}
+	txn.Commit()
+	return nil
+}
+
+// withdrawFormer withdraws the address that the endpoint had before, if it was deleted and added
+// again before that was seen.
+func (l *Local) withdrawFormer(ep identity.Endpoint, gone bool) error {
+	former, known := l.addresses[ep.ID()]
+	if gone {
+		delete(l.addresses, ep.ID())
+	} else {
+		l.addresses[ep.ID()] = ep.Address
+	}
+	if !known || former == ep.Address {
+		return nil
+	}
+	t := l.Tables
+	txn := t.DB.WriteTxn(t.Addresses, t.Publications)
+	defer txn.Abort()
+	row, _, ok := t.Addresses.Get(txn, t.Addresses.ByKey(l.Node.Cluster+"/"+netip.PrefixFrom(former, former.BitLen()).String()))
+	if !ok || row.Object.Endpoint != ep.ID() {
+		return nil // another endpoint's by now
+	}
+	if _, _, err := t.Addresses.Delete(txn, row); err != nil {
+		return err
+	}
+	if err := Remove(txn, t.Publications, identity.AddressKey(l.Node.Cluster, former)); err != nil {
+		return err
 	}
 	txn.Commit()
 	return nil
@@ -252,8 +313,8 @@ func (l *Local) endpointViews(read statedb.ReadTxn, service lb.Service) []lb.End
 }
 
 // repair compares what the store holds in this node's name with what it should: what is missing is
-// written again, what is left over from before goes.
-func (l *Local) repair(keys []string) error {
+// written again; what is left over from before goes, once it is complete what should be.
+func (l *Local) repair(keys []string, complete bool) error {
 	t := l.Tables
 	txn := t.DB.WriteTxn(t.Publications)
 	defer txn.Abort()
@@ -272,6 +333,9 @@ func (l *Local) repair(keys []string) error {
 			}
 		}
 		delete(stored, row.Object.Key)
+	}
+	if !complete {
+		clear(stored)
 	}
 	for _, key := range slices.Sorted(maps.Keys(stored)) {
 		l.Log.Info("an entry of this node's earlier life is removed", "key", key)

@@ -132,7 +132,7 @@ func TestWhatTheStoreLostIsWrittenAgainAndWhatIsLeftOverGoes(t *testing.T) {
 	txn.Commit()
 
 	stale := "causeway/v1/addresses/east/10.1.1.99"
-	l.Own(context.Background(), []string{identity.ClusterKey, identity.NodeKey("east", "node1"), stale})
+	l.Own(context.Background(), []string{identity.ClusterKey, identity.NodeKey("east", "node1"), stale}, true)
 	removed, again := false, false
 	untilTables(t, tables, "both are seen to", func(txn statedb.ReadTxn) bool {
 		seq, _ := changes.Next(txn)

@@ -37,6 +37,9 @@ type Publisher struct {
 // Update writes a key. The cluster's entry comes first, so that nothing is written into another cluster's
 // store; then the node's own, if no other machine has the name; then the rest.
 func (p *Publisher) Update(ctx context.Context, pub Publication) error {
+	if err := p.away(); err != nil {
+		return err
+	}
 	switch {
 	case pub.Key == identity.ClusterKey:
 		err := p.updateCluster(ctx, pub)
@@ -45,9 +48,7 @@ func (p *Publisher) Update(ctx context.Context, pub Publication) error {
 	case !p.ours:
 		return errUnclaimed
 	case pub.Key == identity.NodeKey(p.Node.Cluster, p.Node.Name):
-		if err := p.claim(ctx); err != nil {
-			return err
-		}
+		return p.claim(ctx, pub)
 	case !p.claimed:
 		return errUnclaimed
 	}
@@ -57,23 +58,38 @@ func (p *Publisher) Update(ctx context.Context, pub Publication) error {
 	return p.Store.Put(ctx, pub.Key, []byte(pub.Value))
 }
 
-// claim checks that the node's key is free, or this very machine's from an earlier start.
-func (p *Publisher) claim(ctx context.Context) error {
-	key := identity.NodeKey(p.Node.Cluster, p.Node.Name)
-	held, err := p.Store.Get(ctx, key)
-	if err != nil && !errors.Is(err, kvstore.ErrNotFound) {
-		return err
+// away fails at once while the store is not there: each request would wait for it, and the hundreds that a long outage
+// gathers would have their say only one after the other.
+func (p *Publisher) away() error {
+	if s := p.Store.Status(); !s.Connected {
+		return fmt.Errorf("%w: %s", kvstore.ErrUnavailable, s.LastError)
 	}
-	if err == nil {
-		other, err := identity.DecodeNode(key, held.Value)
-		if err == nil && other.Instance != p.Node.Instance {
+	return nil
+}
+
+// claim writes the node's entry, if the name is free or this very machine's from an earlier start. It is written on that
+// condition, so that of two machines one gets the name, and one that was away for longer than its lease does not
+// take it back.
+func (p *Publisher) claim(ctx context.Context, pub Publication) error {
+	held, err := p.Store.Get(ctx, pub.Key)
+	switch {
+	case errors.Is(err, kvstore.ErrNotFound):
+		err = p.Store.Create(ctx, pub.Key, []byte(pub.Value), kvstore.Leased)
+	case err != nil:
+		return err
+	default:
+		other, decodeErr := identity.DecodeNode(pub.Key, held.Value)
+		if decodeErr == nil && other.Instance != p.Node.Instance {
 			p.claimed = false
 			return fmt.Errorf("%w: %s/%s belongs to another machine at %s; give this one another node.name (if that machine is gone for good, its name is free once its lease has run out)",
 				ErrNameTaken, p.Node.Cluster, p.Node.Name, other.Address)
 		}
+		err = p.Store.CompareAndSwap(ctx, pub.Key, held.Revision, []byte(pub.Value), kvstore.Leased)
 	}
-	p.claimed = true
-	return nil
+	if err == nil {
+		p.claimed = true
+	}
+	return err
 }
 
 // updateCluster writes what the cluster says about itself, unless the store is another cluster's.
@@ -99,6 +115,9 @@ func (p *Publisher) updateCluster(ctx context.Context, pub Publication) error {
 
 // Delete removes a key of this node from the store.
 func (p *Publisher) Delete(ctx context.Context, pub Publication) error {
+	if err := p.away(); err != nil {
+		return err
+	}
 	if !p.claimed {
 		return errUnclaimed
 	}

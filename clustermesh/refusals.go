@@ -3,6 +3,7 @@ package clustermesh
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -10,6 +11,10 @@ import (
 // maxRefusals bounds how many refused keys are remembered of each channel; more are only counted,
 // so that a peer cannot fill an agent's memory.
 const maxRefusals = 1000
+
+// maxRefusalText bounds the key and the reason that are kept of a refusal, in bytes each; the longest key of ours has
+// less than 300.
+const maxRefusalText = 600
 
 // Refusal is an entry that was refused, and why.
 type Refusal struct {
@@ -35,6 +40,7 @@ func NewRefusals() *Refusals {
 // Add records that the channel's key was refused. It tells whether that is news: the same refusal again, when
 // something else has changed, is not.
 func (r *Refusals) Add(cluster, key string, reason error) bool {
+	key, text := shorten(key), shorten(reason.Error())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	keys := r.byKey[cluster]
@@ -43,7 +49,7 @@ func (r *Refusals) Add(cluster, key string, reason error) bool {
 		r.byKey[cluster] = keys
 	}
 	old, known := keys[key]
-	if known && old.Reason == reason.Error() {
+	if known && old.Reason == text {
 		old.Last = time.Now()
 		keys[key] = old
 		return false
@@ -52,7 +58,7 @@ func (r *Refusals) Add(cluster, key string, reason error) bool {
 	if !known && len(keys) >= maxRefusals {
 		return true
 	}
-	keys[key] = Refusal{Cluster: cluster, Key: key, Reason: reason.Error(), Count: old.Count + 1, Last: time.Now()}
+	keys[key] = Refusal{Cluster: cluster, Key: key, Reason: text, Count: old.Count + 1, Last: time.Now()}
 	return true
 }
 
@@ -60,7 +66,14 @@ func (r *Refusals) Add(cluster, key string, reason error) bool {
 func (r *Refusals) Clear(cluster, key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.byKey[cluster], key)
+	delete(r.byKey[cluster], shorten(key))
+}
+
+func shorten(s string) string {
+	if len(s) <= maxRefusalText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxRefusalText], "") + "…"
 }
 
 // Total counts the refusals of a channel since the start.

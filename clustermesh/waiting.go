@@ -58,7 +58,8 @@ func (f *Follower) forgetWaiting(key string) {
 	}
 }
 
-// judgeAgain looks once more at what was not accepted, if something that it may depend on has changed.
+// judgeAgain looks once more at what was not accepted, if something that it may depend on has changed. What that
+// changes in turn is seen by the next tick.
 func (f *Follower) judgeAgain(txn statedb.WriteTxn) {
 	if !f.changed {
 		return
@@ -68,8 +69,31 @@ func (f *Follower) judgeAgain(txn statedb.WriteTxn) {
 	for key, w := range f.waiting {
 		events = append(events, kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: key, Value: w.value}})
 	}
-	for _, ev := range newest(events) {
-		f.put(txn, ev.Key, ev.Value)
+	for _, c := range newest(events) {
+		f.put(txn, c.Key, c.Value)
 	}
-	f.changed = false
+}
+
+// judgeForOthers judges again what stood against nodes or ranges of other clusters, if those have changed.
+func (f *Follower) judgeForOthers() {
+	seen := others{nodes: f.Tables.Nodes.Revision(f.Tables.DB.ReadTxn()), claims: f.Claims.Changes()}
+	if seen == f.others && !f.changed {
+		return
+	}
+	f.others, f.changed = seen, true
+	if len(f.waiting) == 0 {
+		f.changed = false
+		return
+	}
+	txn := f.write()
+	defer txn.Abort()
+	f.judgeAgain(txn)
+	txn.Commit()
+	f.report(kvstore.Batch{})
+}
+
+// others is how far what the channels of all clusters share had come.
+type others struct {
+	nodes  statedb.Revision
+	claims int
 }

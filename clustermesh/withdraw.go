@@ -17,6 +17,7 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 	f.forgetWaiting(key)
 	f.Refusals.Clear(f.Cluster, key)
 	delete(f.own, key)
+	delete(f.slices, key)
 	_, held := f.accepted[key]
 	delete(f.accepted, key)
 	if !held {
@@ -50,7 +51,7 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 func (f *Follower) deleteNode(txn statedb.WriteTxn, node string) error {
 	f.changed = true
 	for _, row := range rows(f.Tables.Addresses.List(txn, f.Tables.addressesByNode.Query(f.Cluster+"/"+node))) {
-		if row.Object.Endpoint != "" {
+		if !row.Object.Identity.Reserved() {
 			continue
 		}
 		if _, _, err := f.Tables.Addresses.Delete(txn, row); err != nil {
