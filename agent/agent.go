@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +56,10 @@ type agent struct {
 	mu     sync.Mutex
 	synced map[identity.ClusterID]bool
 	prunes []func()
+	// problems of the reconcilers that no row shows.
+	problems []func() []string
+	// ranges serializes rangesChanged, which every follower may call.
+	ranges sync.Mutex
 }
 
 // Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
@@ -73,6 +80,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.tables.DB.Stop()) }()
+	// First of all: a second agent must not touch what a live one works on.
+	listener, err := listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
 	if err := a.setupKernel(); err != nil {
 		return err
 	}
@@ -92,7 +105,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
-	tasks.Go(func() error { return serve(ctx, cfg.Socket, a.api().handler()) })
+	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "attach", a.datapath.Attach())
 	return tasks.Wait()
 }
@@ -163,10 +176,14 @@ func (a *agent) setupSources() (err error) {
 	if err != nil {
 		return err
 	}
+	incarnation, err := nextIncarnation(filepath.Join(a.cfg.StateDir, "incarnation"), time.Now())
+	if err != nil {
+		return err
+	}
 	a.node = identity.Node{
 		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
 		PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}, Instance: instance,
-		Version: identity.Version{Incarnation: uint64(time.Now().UnixNano()), Sequence: 1},
+		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
 	if err != nil {
@@ -181,31 +198,49 @@ func (a *agent) setupSources() (err error) {
 // loadInstance returns what tells this machine from another one of the same name.
 func loadInstance(file string) (string, error) {
 	data, err := os.ReadFile(file)
-	if err == nil {
-		return strings.TrimSpace(string(data)), nil
+	if instance := strings.TrimSpace(string(data)); err == nil && instance != "" {
+		return instance, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	instance := strings.ToLower(rand.Text())
 	return instance, writeFile(file, []byte(instance+"\n"))
 }
 
+// nextIncarnation is the time, or more than the last one if the clock went back since: what this node says
+// from now on must count more than all that it has said before.
+func nextIncarnation(file string, now time.Time) (uint64, error) {
+	next := uint64(now.UnixNano())
+	data, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	if last, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64); err == nil && last < math.MaxInt64 {
+		next = max(next, last+1)
+	}
+	return next, writeFile(file, []byte(strconv.FormatUint(next, 10)+"\n"))
+}
+
 // reconcile starts the loops that make the kernel and the store agree with the tables.
 func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	d, t := a.datapath, a.tables
-	start(ctx, tasks, a, "nodes", t.Nodes, both[identity.Node]{d.Nodes(), a.routes})
-	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses())
-	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints())
-	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends())
-	start(ctx, tasks, a, "targets", t.Targets, d.Targets())
-	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node})
+	start(ctx, tasks, a, "nodes", t.Nodes, both[identity.Node]{d.Nodes(), a.routes}, func(old, now identity.Node) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses(), nil)
+	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)
+	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
+	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node}, nil)
 }
 
-// start runs a reconciler, and lets it prune whenever a channel has synced.
-func start[T any](ctx context.Context, tasks *errgroup.Group, a *agent, name string, table clustermesh.Table[T], target Target[T]) {
+// start runs a reconciler, and lets it prune now (what is of clusters that are followed no more) and whenever a
+// channel has synced.
+func start[T any](ctx context.Context, tasks *errgroup.Group, a *agent, name string, table clustermesh.Table[T], target Target[T], moved func(old, now T) bool) {
 	r := newReconciler(name, a.tables, table, target, a.isSynced, a.log)
+	r.moved = moved
+	r.Prune()
 	a.prunes = append(a.prunes, r.Prune)
+	a.problems = append(a.problems, r.problems)
 	tasks.Go(func() error { return r.Run(ctx) })
 }
 
@@ -227,14 +262,23 @@ func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
 	}
 	own := a.own()
 	tasks.Go(func() error {
-		return clustermesh.Beat(ctx, own.store, a.cfg.Node.Name, func() time.Duration { return time.Since(own.follower.State().Heartbeat) })
+		return clustermesh.Beat(ctx, own.store, a.cfg.Node.Name, func() time.Duration {
+			state := own.follower.State()
+			if state.Info == nil {
+				return 0 // not known to be this cluster's store
+			}
+			return time.Since(state.Heartbeat)
+		})
 	})
 }
 
+// isSynced tells whether a cluster's entries that are in no table are stale. Those of a cluster that is configured
+// no more are: nothing will ever come for them.
 func (a *agent) isSynced(id identity.ClusterID) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.synced[id]
+	followed := slices.ContainsFunc(a.channels, func(c channel) bool { return c.id == id })
+	return a.synced[id] || !followed && id != 0
 }
 
 // markSynced notes that a cluster's entries have been read in full: what is left of it in the kernel from
@@ -253,24 +297,40 @@ func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
 }
 
 // rangesChanged makes the mesh's ranges unreachable but for what is known in them, and judges again which
-// addresses services may have. Until every cluster has said its own, the ranges of the agent's earlier life stay.
+// addresses services may have. Until every cluster has said its own, the ranges of the agent's earlier life stay too.
 func (a *agent) rangesChanged() {
 	a.balancer.Recheck()
-	for _, c := range a.channels {
-		if c.follower.State().Info == nil {
+	a.ranges.Lock()
+	defer a.ranges.Unlock()
+	ranges := a.claims.Ranges()
+	if slices.ContainsFunc(a.channels, func(c channel) bool { return c.follower.State().Info == nil }) {
+		entries, err := a.datapath.ListAddresses()
+		if err != nil {
+			a.log.Error("packets to nobody may leave by the default route", "error", err)
 			return
 		}
+		ranges = withBlackholes(ranges, entries)
 	}
-	if err := a.datapath.SetBlackholes(a.claims.Ranges()); err != nil {
+	if err := a.datapath.SetBlackholes(ranges); err != nil {
 		a.log.Error("packets to nobody may leave by the default route", "error", err)
 	}
+}
+
+// withBlackholes adds to ranges those that the kernel has as unreachable already.
+func withBlackholes(ranges []netip.Prefix, entries []datapath.AddressEntry) []netip.Prefix {
+	for _, e := range entries {
+		if e.Blackhole && !slices.Contains(ranges, e.Prefix) {
+			ranges = append(ranges, e.Prefix)
+		}
+	}
+	return ranges
 }
 
 func (a *agent) api() *server {
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems,
 		},
 		endpoints: a.pods,
 		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.tables, a.claims), refusals: a.refusals},
@@ -290,7 +350,7 @@ func (a *agent) maintainIdentities(ctx context.Context) error {
 		}
 		for _, change := range changes {
 			if err := a.pods.Renumber(change); err != nil {
-				return err
+				a.log.Error("endpoints have a new identity that will not survive a restart", "labels", change.Labels, "error", err)
 			}
 		}
 		select {

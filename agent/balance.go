@@ -30,7 +30,7 @@ type balance struct {
 	claims map[lb.FrontendKey]map[lb.Name]lb.Frontend
 	// claimed are the frontends that each service wants, refused those that it may not want.
 	claimed map[lb.Name][]lb.FrontendKey
-	refused map[lb.Name][]refusedKey
+	refused map[lb.Name]map[refusedKey]struct{}
 	after   chan func()
 	recheck chan struct{}
 }
@@ -41,7 +41,7 @@ type refusedKey struct{ cluster, key string }
 func newBalance(tables *clustermesh.Tables, cluster string, id identity.ClusterID, guard lb.Guard, refusals *clustermesh.Refusals) *balance {
 	return &balance{
 		tables: tables, cluster: cluster, id: id, guard: guard, refusals: refusals,
-		claims: map[lb.FrontendKey]map[lb.Name]lb.Frontend{}, claimed: map[lb.Name][]lb.FrontendKey{}, refused: map[lb.Name][]refusedKey{},
+		claims: map[lb.FrontendKey]map[lb.Name]lb.Frontend{}, claimed: map[lb.Name][]lb.FrontendKey{}, refused: map[lb.Name]map[refusedKey]struct{}{},
 		after: make(chan func(), 1), recheck: make(chan struct{}, 1),
 	}
 }
@@ -192,7 +192,7 @@ func dropTargets(txn statedb.WriteTxn, t *clustermesh.Tables, have []*clustermes
 // frontends brings the addresses of a service up to date. An address that several services claim is
 // the one's that lb.Elect chooses; the others get it when that one goes.
 func (b *balance) frontends(txn statedb.WriteTxn, name lb.Name, view lb.ServiceView) error {
-	for _, r := range b.refused[name] {
+	for r := range b.refused[name] {
 		b.refusals.Clear(r.cluster, r.key)
 	}
 	delete(b.refused, name)
@@ -232,6 +232,7 @@ func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
 	}
 	winner, losers := lb.Elect(b.cluster, slices.Collect(maps.Values(b.claims[key])))
 	b.refusals.Clear(winner.Cluster, refusalKey(winner))
+	delete(b.refused[winner.Target.Service], refusedKey{winner.Cluster, refusalKey(winner)})
 	for _, r := range losers {
 		b.refuse(r.Target.Service, r)
 	}
@@ -242,7 +243,10 @@ func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
 func (b *balance) refuse(name lb.Name, r lb.Refusal) {
 	key := refusalKey(r.Frontend)
 	b.refusals.Add(r.Cluster, key, errors.New(r.Reason))
-	b.refused[name] = append(b.refused[name], refusedKey{r.Cluster, key})
+	if b.refused[name] == nil {
+		b.refused[name] = map[refusedKey]struct{}{}
+	}
+	b.refused[name][refusedKey{r.Cluster, key}] = struct{}{}
 }
 
 func refusalKey(f lb.Frontend) string {

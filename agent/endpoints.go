@@ -24,7 +24,7 @@ import (
 )
 
 // identityTimeout bounds how long a new endpoint waits for the store to give its labels a number.
-const identityTimeout = 5 * time.Second
+var identityTimeout = 5 * time.Second // a variable for tests
 
 // endpoints is the source of the endpoints table: pods that the local API (or a CNI plugin through it)
 // asks for. It makes their links, gives them addresses and identities, and keeps them over restarts.
@@ -50,7 +50,12 @@ func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Con
 	}
 }
 
-// Add connects a network namespace as a pod and returns when its packets can flow.
+// releaseTimeout bounds how long the last user of an identity waits for the store to take it back; maintainIdentities
+// tries again.
+const releaseTimeout = 5 * time.Second
+
+// Add connects a network namespace as a pod and returns when its packets can flow. If they cannot, or if who
+// asked waits no more, nothing stays.
 func (e *endpoints) Add(ctx context.Context, req api.EndpointRequest) (identity.Endpoint, error) {
 	ep, err := checkEndpoint(req)
 	if err != nil {
@@ -65,16 +70,44 @@ func (e *endpoints) Add(ctx context.Context, req api.EndpointRequest) (identity.
 	}
 	ep, err = e.connect(ep)
 	if err != nil {
-		return ep, errors.Join(err, e.identity.Release(ctx, ep.Labels))
+		e.release(ctx, ep.Labels)
+		return ep, err
 	}
-	return ep, e.waitReconciled(ctx, ep.ID())
+	if err := e.waitReconciled(ctx, ep); err != nil {
+		return ep, errors.Join(err, e.undo(ctx, ep))
+	}
+	return ep, nil
+}
+
+// undo takes back an endpoint that was added in vain, unless it was deleted meanwhile.
+func (e *endpoints) undo(ctx context.Context, ep identity.Endpoint) error {
+	e.mu.Lock()
+	now, ok := e.byID[ep.ID()]
+	if !ok || now.Address != ep.Address || !now.Created.Equal(ep.Created) {
+		e.mu.Unlock()
+		return nil
+	}
+	err := e.disconnect(ep)
+	e.mu.Unlock()
+	e.release(ctx, ep.Labels)
+	return err
+}
+
+// release gives back one use of an identity. Who asked may be gone by now: the use is over all the same.
+func (e *endpoints) release(ctx context.Context, labels identity.Labels) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	if err := e.identity.Release(ctx, labels); err != nil {
+		// It is tried again by maintainIdentities.
+		e.log.Info("identity not released yet", "labels", labels.String(), "error", err)
+	}
 }
 
 // allocate returns the identity of labels: from the store, or while that is away from what is known.
 func (e *endpoints) allocate(ctx context.Context, labels identity.Labels) (identity.Number, error) {
-	ctx, cancel := context.WithTimeout(ctx, identityTimeout)
+	patience, cancel := context.WithTimeout(ctx, identityTimeout)
 	defer cancel()
-	number, err := e.identity.Allocate(ctx, labels)
+	number, err := e.identity.Allocate(patience, labels)
 	if err == nil {
 		return number, nil
 	}
@@ -96,6 +129,9 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 		return ep, err
 	}
 	ep.Address, ep.MTU, ep.HostLink, ep.Created = address, e.mtu, hostLink(ep.ID()), time.Now()
+	if _, err := os.Stat(ep.NetNS); errors.Is(err, fs.ErrNotExist) {
+		return ep, invalid("netns %s does not exist; is the pod gone already?", ep.NetNS)
+	}
 	link, err := datapath.CreatePodLink(datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU})
 	if err != nil {
 		return ep, err
@@ -143,14 +179,16 @@ func (e *endpoints) Delete(ctx context.Context, id string) error {
 		e.mu.Unlock()
 		return missing("endpoint %s does not exist on this node", id)
 	}
-	e.forget(ep)
-	err := errors.Join(e.save(), e.remove(ep), datapath.DeletePodLink(ep.HostLink))
+	err := e.disconnect(ep)
 	e.mu.Unlock()
-	if failed := e.identity.Release(ctx, ep.Labels); failed != nil {
-		// It is tried again by maintainIdentities; the endpoint's removal is done.
-		e.log.Info("identity not released yet", "labels", ep.Labels.String(), "error", failed)
-	}
+	e.release(ctx, ep.Labels)
 	return err
+}
+
+// disconnect removes everything of an endpoint but the use of its identity. Needs mu.
+func (e *endpoints) disconnect(ep identity.Endpoint) error {
+	e.forget(ep)
+	return errors.Join(e.save(), e.remove(ep), datapath.DeletePodLink(ep.HostLink))
 }
 
 // Renumber gives endpoints the identity that their labels have now.
@@ -186,17 +224,23 @@ func (e *endpoints) Restore() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, ep := range kept {
-		if !e.restore(ep) {
+		back, err := e.restore(ep)
+		if err != nil {
+			return fmt.Errorf("bringing back endpoint %s: %w", ep.ID(), err)
+		}
+		if !back {
 			e.log.Info("endpoint went away while the agent was down", "endpoint", ep.ID(), "address", ep.Address)
 		}
 	}
 	return e.save()
 }
 
-func (e *endpoints) restore(ep identity.Endpoint) bool {
+// restore brings back one endpoint; false if its link is gone, or its address is not this node's any more. An error says
+// that this is not known, so that nothing may be forgotten.
+func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 	link, ok, err := datapath.PodLinkExists(ep.HostLink)
 	if err != nil || !ok || !e.pool.cidr.Contains(ep.Address) {
-		return false
+		return false, err
 	}
 	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
 	e.byID[ep.ID()] = ep
@@ -207,7 +251,7 @@ func (e *endpoints) restore(ep identity.Endpoint) bool {
 		number = ep.Identity
 	}
 	ep.Identity = number
-	return e.insert(ep) == nil
+	return true, e.insert(ep)
 }
 
 func (e *endpoints) get(id string) (identity.Endpoint, bool) {
@@ -239,10 +283,21 @@ func writeFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	if err := writeSynced(path+".new", data); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
+}
+
+// writeSynced returns when the file is on the disk: a rename may get there earlier than what it renames, and an
+// agent does not start with a damaged file.
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func (e *endpoints) insert(ep identity.Endpoint) error {
@@ -262,11 +317,12 @@ func (e *endpoints) remove(ep identity.Endpoint) error {
 }
 
 // waitReconciled returns when the kernel has the endpoint, or says why not.
-func (e *endpoints) waitReconciled(ctx context.Context, id string) error {
+func (e *endpoints) waitReconciled(ctx context.Context, ep identity.Endpoint) error {
+	id := ep.ID()
 	for {
 		row, _, changed, ok := e.tables.Endpoints.GetWatch(e.tables.DB.ReadTxn(), e.tables.Endpoints.ByKey(id))
 		switch {
-		case !ok:
+		case !ok || row.Object.Address != ep.Address: // or added again since
 			return missing("endpoint %s was deleted meanwhile", id)
 		case row.Status.Kind == clustermesh.Done:
 			return nil

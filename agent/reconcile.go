@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -38,9 +41,19 @@ type reconciler[T any] struct {
 	// prune asks for a pruning; synced tells whose entries may go.
 	prune  chan struct{}
 	synced func(identity.ClusterID) bool
-	log    *slog.Logger
+	// moved tells whether two objects of one row are different entries of the target, so that the old one has to
+	// be deleted; nil if a row's key says it all. applied are the objects that the target has, then.
+	moved   func(old, now T) bool
+	applied map[string]T
+	log     *slog.Logger
 
 	failed map[string]*failure[T]
+	// retried is when failures were last looked at.
+	retried time.Time
+
+	mu sync.Mutex
+	// undone says what remains in the target although no row shows it: deletions and prunings that failed.
+	undone, unpruned string
 }
 
 // failure is a row whose target did not agree yet.
@@ -54,7 +67,7 @@ type failure[T any] struct {
 func newReconciler[T any](name string, tables *clustermesh.Tables, table clustermesh.Table[T], target Target[T], synced func(identity.ClusterID) bool, log *slog.Logger) *reconciler[T] {
 	return &reconciler[T]{
 		name: name, table: table, db: tables.DB, target: target, synced: synced,
-		prune: make(chan struct{}, 1), log: log.With("target", name), failed: map[string]*failure[T]{},
+		prune: make(chan struct{}, 1), log: log.With("target", name), failed: map[string]*failure[T]{}, applied: map[string]T{},
 	}
 }
 
@@ -86,6 +99,7 @@ func (r *reconciler[T]) Run(ctx context.Context) error {
 			done = r.change(ctx, change, revision, done)
 		}
 		r.answer(done)
+		r.noteUndone()
 		retry.Reset(r.untilRetry())
 		select {
 		case <-more:
@@ -111,16 +125,14 @@ func (r *reconciler[T]) change(ctx context.Context, change statedb.Change[*clust
 	key := r.table.Key(row.Object)
 	if change.Deleted {
 		delete(r.failed, key)
-		if err := r.target.Delete(ctx, row.Object); err != nil {
-			r.fail(key, row.Object, true, err)
-		}
+		r.remove(ctx, key, row.Object)
 		return done
 	}
 	if row.Status.Kind != clustermesh.Pending {
 		return done // this reconciler's own answer
 	}
 	if old := r.failed[key]; old != nil && old.deleted {
-		// What could not be deleted is wanted again; the update overwrites it.
+		// What could not be deleted is wanted again; the update overwrites it, or deletes it if it has moved.
 		delete(r.failed, key)
 	}
 	return append(done, r.update(ctx, row, revision))
@@ -128,13 +140,45 @@ func (r *reconciler[T]) change(ctx context.Context, change statedb.Change[*clust
 
 func (r *reconciler[T]) update(ctx context.Context, row *clustermesh.Row[T], revision statedb.Revision) outcome[T] {
 	key := r.table.Key(row.Object)
-	err := r.target.Update(ctx, row.Object)
+	err := r.leave(ctx, key, row.Object)
+	if err == nil {
+		err = r.target.Update(ctx, row.Object)
+	}
 	if err != nil {
 		r.fail(key, row.Object, false, err)
 	} else {
 		delete(r.failed, key)
 	}
 	return outcome[T]{row, revision, err}
+}
+
+// remove deletes what a row was, and tries again later if that fails.
+func (r *reconciler[T]) remove(ctx context.Context, key string, object T) {
+	err := r.leave(ctx, key, object)
+	if err == nil {
+		err = r.target.Delete(ctx, object)
+	}
+	if err != nil {
+		r.fail(key, object, true, err)
+		return
+	}
+	delete(r.failed, key)
+	delete(r.applied, key)
+}
+
+// leave deletes what the row was before in the target, if it has moved from there, and notes where it is now. Changes do
+// not show that: a row that was deleted and inserted again meanwhile is one change.
+func (r *reconciler[T]) leave(ctx context.Context, key string, now T) error {
+	if r.moved == nil {
+		return nil
+	}
+	if old, ok := r.applied[key]; ok && r.moved(old, now) {
+		if err := r.target.Delete(ctx, old); err != nil {
+			return err
+		}
+	}
+	r.applied[key] = now
+	return nil
 }
 
 func (r *reconciler[T]) fail(key string, object T, deleted bool, err error) {
@@ -149,29 +193,52 @@ func (r *reconciler[T]) fail(key string, object T, deleted bool, err error) {
 	f.pause = min(2*f.pause, longestRetry)
 }
 
-// untilRetry is how long it is until the next retry is due.
+// noteUndone says for status which deletions have failed so far.
+func (r *reconciler[T]) noteUndone() {
+	count, first := 0, ""
+	for key, f := range r.failed {
+		if f.deleted {
+			count++
+			first = key
+		}
+	}
+	text := ""
+	if count > 0 {
+		text = fmt.Sprintf("%d %s are gone but could not be removed yet, among them %s", count, r.name, first)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.undone = text
+}
+
+// problems says in sentences what remains in the target although no row shows it.
+func (r *reconciler[T]) problems() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc([]string{r.undone, r.unpruned}, func(s string) bool { return s == "" })
+}
+
+// untilRetry is how long it is until the next retry is due. Many failures are looked at together, at most every
+// firstRetry, as each look costs as much as there are failures.
 func (r *reconciler[T]) untilRetry() time.Duration {
 	wait := time.Hour
 	for _, f := range r.failed {
 		wait = min(wait, time.Until(f.next))
 	}
-	return max(wait, 0)
+	return max(wait, time.Until(r.retried.Add(firstRetry)), 0)
 }
 
 func (r *reconciler[T]) retry(ctx context.Context) []outcome[T] {
 	var done []outcome[T]
 	read := r.db.ReadTxn()
 	now := time.Now()
+	r.retried = now
 	for key, f := range r.failed {
 		if f.next.After(now) {
 			continue
 		}
 		if f.deleted {
-			if err := r.target.Delete(ctx, f.object); err != nil {
-				r.fail(key, f.object, true, err)
-			} else {
-				delete(r.failed, key)
-			}
+			r.remove(ctx, key, f.object)
 			continue
 		}
 		row, revision, ok := r.table.Get(read, r.table.ByKey(key))
@@ -195,6 +262,9 @@ func (r *reconciler[T]) answer(done []outcome[T]) {
 		status := clustermesh.Status{Kind: clustermesh.Done, At: time.Now()}
 		if o.err != nil {
 			status = clustermesh.Status{Kind: clustermesh.Failed, Error: o.err.Error(), At: status.At}
+			if o.row.Status.Kind == status.Kind && o.row.Status.Error == status.Error {
+				continue // as the row says already
+			}
 		}
 		// A row that was changed or deleted meanwhile has its own turn coming.
 		_, _, _ = r.table.CompareAndSwap(txn, o.revision, &clustermesh.Row[T]{Object: o.row.Object, Status: status})
@@ -210,10 +280,15 @@ func (r *reconciler[T]) runPrune(ctx context.Context) {
 			}
 		}
 	}
-	if err := r.target.Prune(ctx, desired, r.synced); err != nil {
+	err, text := r.target.Prune(ctx, desired, r.synced), ""
+	if err != nil {
 		r.log.Warn("stale entries remain, will be retried", "error", err)
+		text = fmt.Sprintf("stale %s remain: %v", r.name, err)
 		time.AfterFunc(longestRetry, r.Prune)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unpruned = text
 }
 
 // both is two targets that must agree with one table.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -21,6 +22,9 @@ import (
 
 // maxBody bounds what the local API reads of a request, in bytes.
 const maxBody = 4 << 20
+
+// shutdownGrace bounds how long requests that are under way may take to end when the agent does.
+const shutdownGrace = 3 * time.Second
 
 // watchPause bounds how often a watched list is sent again.
 const watchPause = 100 * time.Millisecond
@@ -73,6 +77,8 @@ func list[T any](mux *http.ServeMux, path string, of listing[T]) {
 func stream[T any](w http.ResponseWriter, r *http.Request, of listing[T]) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
+	// Who asked and does not read holds nobody up at the end.
+	defer context.AfterFunc(r.Context(), func() { _ = out.SetWriteDeadline(time.Now()) })()
 	var last []byte
 	for {
 		state, changed, err := of()
@@ -169,16 +175,33 @@ func answer(w http.ResponseWriter, body any, err error) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// serve answers on the unix socket until ctx ends.
-func serve(ctx context.Context, socket string, handler http.Handler) error {
-	listener, err := listen(socket)
-	if err != nil {
-		return err
+// serve answers on the listener until ctx ends, and returns when the requests that were under way have ended too:
+// what they work with is closed after that.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	var running sync.WaitGroup
+	srv := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			running.Add(1)
+			defer running.Done()
+			handler.ServeHTTP(w, r)
+		}),
+		BaseContext: func(net.Listener) context.Context { return ctx }, ReadHeaderTimeout: 5 * time.Second,
 	}
-	srv := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return ctx }, ReadHeaderTimeout: 5 * time.Second}
-	stopped := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stopped()
-	if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	// The requests' contexts have ended with ctx. Who does not let go in time loses the connection.
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		_ = srv.Close()
+	}
+	running.Wait()
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -19,6 +19,9 @@ import (
 // staleHeartbeat is the age of a heartbeat at which what comes through a connected channel is called stale.
 const staleHeartbeat = 20 * time.Second
 
+// stuckPending is how long a row may wait for its target before something must be wrong with it.
+const stuckPending = 20 * time.Second
+
 // channel is one followed store.
 type channel struct {
 	cluster  string
@@ -38,6 +41,8 @@ type view struct {
 	datapath *datapath.Datapath
 	device   string
 	mtu      int
+	// more are sources of problems that no row shows.
+	more []func() []string
 }
 
 func (v *view) read() statedb.ReadTxn { return v.tables.DB.ReadTxn() }
@@ -61,11 +66,14 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		}
 	}
 	for _, c := range v.channels {
-		state, problems := c.state(v.refusals)
+		state, problems := c.state(v.refusals, v.started)
 		s.Stores = append(s.Stores, state)
 		s.Problems = append(s.Problems, problems...)
 	}
 	s.Problems = append(s.Problems, v.count(txn, s.Tables)...)
+	for _, more := range v.more {
+		s.Problems = append(s.Problems, more()...)
+	}
 	entries := 0
 	for _, r := range v.refusals.List() {
 		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
@@ -81,7 +89,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 }
 
 // state says how a channel is, and in sentences what is wrong with it.
-func (c channel) state(refusals *clustermesh.Refusals) (api.Store, []string) {
+func (c channel) state(refusals *clustermesh.Refusals, started time.Time) (api.Store, []string) {
 	store, follower := c.store.Status(), c.follower.State()
 	s := api.Store{
 		Cluster: c.cluster, ClusterID: c.id, Local: c.local, Endpoints: store.Endpoints, Connected: store.Connected,
@@ -102,6 +110,12 @@ func (c channel) state(refusals *clustermesh.Refusals) (api.Store, []string) {
 	case s.HeartbeatAge > staleHeartbeat.Milliseconds():
 		problems = append(problems, fmt.Sprintf("store of cluster %s: connected, but the last heartbeat came %s ago; it may not be taking writes",
 			c.cluster, time.Since(follower.Heartbeat).Round(time.Second)))
+	case s.HeartbeatAge < 0 && time.Since(started) > staleHeartbeat:
+		problems = append(problems, fmt.Sprintf("store of cluster %s: connected, but no heartbeat ever came; it may not be taking writes", c.cluster))
+	}
+	if follower.Held > 0 && !follower.Lost {
+		problems = append(problems, fmt.Sprintf("store of cluster %s has lost %d entries that nobody withdrew, and that are held from memory: those of nodes come again with their agents, services have to be applied again",
+			c.cluster, follower.Held))
 	}
 	return s, problems
 }
@@ -125,23 +139,30 @@ func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
 // countRows counts one table; only one with a target has rows that can be pending or fail.
 func countRows[T any](txn statedb.ReadTxn, table clustermesh.Table[T], into map[string]api.Table, target bool) []string {
 	var count api.Table
-	var first string
+	var first, stuck string
 	for row := range table.All(txn) {
 		count.Rows++
 		switch {
 		case !target:
 		case row.Status.Kind == clustermesh.Pending:
 			count.Pending++
+			if time.Since(row.Status.At) > stuckPending {
+				stuck = cmp.Or(stuck, table.Key(row.Object))
+			}
 		case row.Status.Kind == clustermesh.Failed:
 			count.Errors++
 			first = cmp.Or(first, table.Key(row.Object)+": "+row.Status.Error)
 		}
 	}
 	into[table.Name()] = count
-	if count.Errors == 0 {
-		return nil
+	var problems []string
+	if stuck != "" {
+		problems = append(problems, fmt.Sprintf("%d of %d %s wait to be put into force, %s for longer than %s", count.Pending, count.Rows, table.Name(), stuck, stuckPending))
 	}
-	return []string{fmt.Sprintf("%d of %d %s are not in force, first %s", count.Errors, count.Rows, table.Name(), first)}
+	if count.Errors == 0 {
+		return problems
+	}
+	return append(problems, fmt.Sprintf("%d of %d %s are not in force, first %s", count.Errors, count.Rows, table.Name(), first))
 }
 
 func rowStatus(s clustermesh.Status) api.RowStatus {
