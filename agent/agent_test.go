@@ -353,7 +353,7 @@ func TestApplyAllocatesHonoursAndKeepsAddresses(t *testing.T) {
 	if strings.Contains(string(first.Value), "192.0.2.7") {
 		t.Error("the first address was not allocated")
 	}
-	if reserved, _ := s.reserved(context.Background()); len(reserved) != 1 {
+	if reserved, _ := s.store.List(context.Background(), reservationPrefix("east")); len(reserved) != 1 {
 		t.Errorf("reserved are %v, want the service's one address", reserved)
 	}
 

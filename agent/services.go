@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
-	"strings"
 	"time"
 
 	"causeway/agent/api"
@@ -19,6 +17,9 @@ import (
 // applyAttempts bounds how often an apply is tried again when another node changed the same service or
 // took the same address in the meantime.
 const applyAttempts = 8
+
+// maxApplyOps bounds the writes of one apply, so that all of a file is in force or nothing: kvstore.Store.Txn.
+const maxApplyOps = 128
 
 // programmed is how long an apply waits for this node's own kernel before it answers.
 const programmed = 2 * time.Second
@@ -57,143 +58,51 @@ func (s *services) applyAll(ctx context.Context, manifests []byte) ([]api.Servic
 	}
 	for i := range wanted {
 		wanted[i].Cluster, wanted[i].ClusterID = s.cluster.Name, uint8(s.cluster.ID)
-		if err := s.check(ctx, wanted[i]); err != nil {
+	}
+	for range applyAttempts {
+		var results []api.ServiceResult
+		if results, err = s.tryApply(ctx, wanted); err == nil {
+			for _, result := range results {
+				s.waitProgrammed(ctx, result.Service)
+			}
+			return results, nil
+		}
+		if !errors.Is(err, kvstore.ErrConflict) {
 			return nil, err
 		}
 	}
-	results := make([]api.ServiceResult, 0, len(wanted))
+	return nil, conflict("others kept changing these services or their addresses at the same time: %w", err)
+}
+
+// tryApply writes the services together with the reservations of their addresses, if none has changed meanwhile.
+func (s *services) tryApply(ctx context.Context, wanted []lb.Service) ([]api.ServiceResult, error) {
+	p := &plan{services: s}
 	for _, service := range wanted {
-		result, err := s.apply(ctx, service)
-		if err != nil {
-			return results, err
-		}
-		results = append(results, result)
-	}
-	for _, result := range results {
-		s.waitProgrammed(ctx, result.Service)
-	}
-	return results, nil
-}
-
-// check refuses an address that a manifest asks for and cannot have, before anything of the file is written.
-func (s *services) check(ctx context.Context, service lb.Service) error {
-	if len(service.ClusterIPs) == 0 {
-		return nil
-	}
-	used, err := s.reserved(ctx)
-	if err != nil {
-		return err
-	}
-	return s.checkIP(service, used)
-}
-
-// checkIP tells why a service cannot have the address that it asks for.
-func (s *services) checkIP(service lb.Service, used map[netip.Addr]string) error {
-	ip := service.ClusterIPs[0]
-	if reason := s.guard(ip); reason != "" {
-		return conflict("service %s: clusterIP %s: %s; choose another, or leave it out to get a free one", service.Name, ip, reason)
-	}
-	if owner, taken := used[ip]; taken && owner != service.Name.String() {
-		return conflict("service %s: clusterIP %s is service %s's; choose another, or leave it out to get a free one", service.Name, ip, owner)
-	}
-	return nil
-}
-
-func (s *services) apply(ctx context.Context, service lb.Service) (api.ServiceResult, error) {
-	var err error
-	for range applyAttempts {
-		var result api.ServiceResult
-		if result, err = s.tryApply(ctx, service); !errors.Is(err, kvstore.ErrConflict) {
-			return result, err
+		if err := p.add(ctx, service); err != nil {
+			return nil, err
 		}
 	}
-	return api.ServiceResult{}, conflict("service %s: others kept changing it or its address at the same time: %w", service.Name, err)
-}
-
-// tryApply writes the service together with the reservation of its address, if neither has changed.
-func (s *services) tryApply(ctx context.Context, service lb.Service) (api.ServiceResult, error) {
-	key := lb.ServiceKey(service.Cluster, service.Name)
-	held, err := s.store.Get(ctx, key)
-	if err != nil && !errors.Is(err, kvstore.ErrNotFound) {
-		return api.ServiceResult{}, err
-	}
-	old, oldErr := lb.DecodeService(key, held.Value)
-	exists := err == nil && oldErr == nil
-	conds := []kvstore.Condition{{Key: key, Revision: held.Revision}}
-	var ops []kvstore.Op
-
 	switch {
-	case len(service.ClusterIPs) == 0 && exists:
-		service.ClusterIPs = old.ClusterIPs
-	case exists && reflect.DeepEqual(service.ClusterIPs, old.ClusterIPs):
-	default:
-		ip, err := s.reserve(ctx, service)
-		if err != nil {
-			return api.ServiceResult{}, err
-		}
-		service.ClusterIPs = []netip.Addr{ip}
-		reservation := reservationKey(service.Cluster, ip)
-		conds = append(conds, kvstore.Condition{Key: reservation})
-		ops = append(ops, kvstore.Op{Kind: kvstore.OpPut, Key: reservation, Value: []byte(service.Name.String())})
-		if exists {
-			for _, ip := range old.ClusterIPs {
-				ops = append(ops, kvstore.Op{Kind: kvstore.OpDelete, Key: reservationKey(service.Cluster, ip)})
-			}
-		}
+	case len(p.ops) > maxApplyOps:
+		return nil, invalid("%d services need %d writes, at most %d are done at once; apply them in several files", len(wanted), len(p.ops), maxApplyOps)
+	case len(p.ops) == 0:
+		return p.results, nil
 	}
-	result := api.ServiceResult{Service: service.Name, Action: "created"}
-	for _, ip := range service.ClusterIPs {
-		result.ClusterIPs = append(result.ClusterIPs, ip.String())
-	}
-	value := lb.EncodeService(service)
-	switch {
-	case exists && string(value) == string(held.Value):
-		result.Action = "unchanged"
-		return result, nil
-	case exists:
-		result.Action = "configured"
-	}
-	ops = append(ops, kvstore.Op{Kind: kvstore.OpPut, Key: key, Value: value})
-	return result, s.store.Txn(ctx, conds, ops)
-}
-
-// reserve chooses the service's address: the one it asks for, or a free one of the cluster's range.
-func (s *services) reserve(ctx context.Context, service lb.Service) (netip.Addr, error) {
-	used, err := s.reserved(ctx)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	if len(service.ClusterIPs) > 0 {
-		return service.ClusterIPs[0], s.checkIP(service, used)
-	}
-	ip, err := lb.AllocateClusterIP(s.cluster.ServiceCIDR, service.Name, func(ip netip.Addr) bool {
-		_, taken := used[ip]
-		return taken || s.guard(ip) != ""
-	})
-	if err != nil {
-		return ip, conflict("service %s: %w; delete services, or give the cluster a larger cluster.serviceCIDR", service.Name, err)
-	}
-	return ip, nil
-}
-
-// reserved reads which addresses are whose.
-func (s *services) reserved(ctx context.Context) (map[netip.Addr]string, error) {
-	prefix := reservationPrefix(s.cluster.Name)
-	entries, err := s.store.List(ctx, prefix)
-	if err != nil {
-		return nil, err
-	}
-	used := map[netip.Addr]string{}
-	for _, entry := range entries {
-		if ip, err := netip.ParseAddr(strings.TrimPrefix(entry.Key, prefix)); err == nil {
-			used[ip] = string(entry.Value)
-		}
-	}
-	return used, nil
+	return p.results, s.store.Txn(ctx, p.conds, p.ops)
 }
 
 // Delete withdraws a service of this cluster. What other clusters declare under its name stays.
 func (s *services) Delete(ctx context.Context, name lb.Name) error {
+	var err error
+	for range applyAttempts {
+		if err = s.tryDelete(ctx, name); !errors.Is(err, kvstore.ErrConflict) {
+			return err
+		}
+	}
+	return conflict("service %s: others kept changing it at the same time: %w", name, err)
+}
+
+func (s *services) tryDelete(ctx context.Context, name lb.Name) error {
 	key := lb.ServiceKey(s.cluster.Name, name)
 	held, err := s.store.Get(ctx, key)
 	if errors.Is(err, kvstore.ErrNotFound) {
@@ -202,16 +111,14 @@ func (s *services) Delete(ctx context.Context, name lb.Name) error {
 	if err != nil {
 		return err
 	}
-	ops := []kvstore.Op{{Kind: kvstore.OpDelete, Key: key}}
-	if old, err := lb.DecodeService(key, held.Value); err == nil {
-		for _, ip := range old.ClusterIPs {
-			ops = append(ops, kvstore.Op{Kind: kvstore.OpDelete, Key: reservationKey(s.cluster.Name, ip)})
-		}
+	p := &plan{services: s}
+	if err := p.read(ctx); err != nil {
+		return err
 	}
-	if err := s.store.Txn(ctx, []kvstore.Condition{{Key: key, Revision: held.Revision}}, ops); err != nil {
-		return fmt.Errorf("service %s: %w", name, err)
-	}
-	return nil
+	p.conds = []kvstore.Condition{{Key: key, Revision: held.Revision}}
+	p.ops = []kvstore.Op{{Kind: kvstore.OpDelete, Key: key}}
+	p.free(name, netip.Addr{})
+	return s.store.Txn(ctx, p.conds, p.ops)
 }
 
 // waitProgrammed returns when this node's kernel has the service's frontends, or after a while: the
