@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/cilium/statedb"
@@ -62,25 +63,40 @@ func (b *balance) Recheck() {
 	}
 }
 
-// Run keeps the derived tables in step until ctx ends.
-func (b *balance) Run(ctx context.Context) error {
+// changes are those of the tables that others follow from. Nodes count as the guard refuses their addresses.
+type changes struct {
+	services statedb.ChangeIterator[*clustermesh.Row[lb.Service]]
+	backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]]
+	nodes    statedb.ChangeIterator[*clustermesh.Row[identity.Node]]
+}
+
+func (b *balance) changes() (c changes, err error) {
 	t := b.tables
-	txn := t.DB.WriteTxn(t.Services, t.Backends)
-	services, err := t.Services.Changes(txn)
-	if err != nil {
-		txn.Abort()
-		return err
+	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes)
+	defer txn.Abort()
+	if c.services, err = t.Services.Changes(txn); err != nil {
+		return c, err
 	}
-	backends, err := t.Backends.Changes(txn)
-	if err != nil {
-		txn.Abort()
-		return err
+	if c.backends, err = t.Backends.Changes(txn); err != nil {
+		return c, err
+	}
+	if c.nodes, err = t.Nodes.Changes(txn); err != nil {
+		return c, err
 	}
 	txn.Commit()
+	return c, nil
+}
+
+// Run keeps the derived tables in step until ctx ends.
+func (b *balance) Run(ctx context.Context) error {
+	c, err := b.changes()
+	if err != nil {
+		return err
+	}
 	var after []func()
 	dirty := map[lb.Name]struct{}{}
 	for {
-		moreServices, moreBackends, err := b.step(services, backends, dirty)
+		more, err := b.step(c, dirty)
 		if err != nil {
 			return err
 		}
@@ -91,52 +107,70 @@ func (b *balance) Run(ctx context.Context) error {
 		clear(dirty)
 		select {
 		case <-b.recheck:
-			for row := range t.Services.All(t.DB.ReadTxn()) {
+			for row := range b.tables.Services.All(b.tables.DB.ReadTxn()) {
 				dirty[row.Object.Name] = struct{}{}
 			}
 		case f := <-b.after:
 			after = append(after, f) // not before what was committed until now has been seen
-		case <-moreServices:
-		case <-moreBackends:
+		case <-more[0]:
+		case <-more[1]:
+		case <-more[2]:
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// step applies what has changed since the last one, and brings the dirty services up to date.
-func (b *balance) step(services statedb.ChangeIterator[*clustermesh.Row[lb.Service]], backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]], dirty map[lb.Name]struct{}) (<-chan struct{}, <-chan struct{}, error) {
+// step applies what has changed since the last one, and brings the dirty services up to date. It returns what closes when
+// services, backends or nodes change again.
+func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [3]<-chan struct{}, err error) {
 	t := b.tables
 	read := t.DB.ReadTxn()
-	declared, moreServices := services.Next(read)
+	declared, moreServices := c.services.Next(read)
 	for change := range declared {
 		dirty[change.Object.Object.Name] = struct{}{}
 	}
-	moved, moreBackends := backends.Next(read)
+	nodes, moreNodes := c.nodes.Next(read)
+	for change := range nodes {
+		if change.Deleted || change.Object.Status.Kind == clustermesh.Pending {
+			b.servicesAt(read, change.Object.Object.Address, dirty)
+		}
+	}
+	moved, moreBackends := c.backends.Next(read)
 	var single []statedb.Change[*clustermesh.Row[lb.Backend]]
 	for change := range moved {
 		if _, whole := dirty[change.Object.Object.Service]; !whole {
 			single = append(single, change)
 		}
 	}
+	more = [3]<-chan struct{}{moreServices, moreBackends, moreNodes}
 	if len(dirty) == 0 && len(single) == 0 {
-		return moreServices, moreBackends, nil
+		return more, nil
 	}
 
 	txn := t.DB.WriteTxn(t.Frontends, t.Targets)
 	defer txn.Abort()
 	for name := range dirty {
 		if err := b.service(txn, name); err != nil {
-			return nil, nil, err
+			return more, err
 		}
 	}
 	for _, change := range single {
 		if err := b.backend(txn, change.Object.Object, change.Deleted); err != nil {
-			return nil, nil, err
+			return more, err
 		}
 	}
 	txn.Commit()
-	return moreServices, moreBackends, nil
+	return more, nil
+}
+
+// servicesAt marks the services that want an address.
+func (b *balance) servicesAt(read statedb.ReadTxn, ip netip.Addr, dirty map[lb.Name]struct{}) {
+	for row := range b.tables.Services.All(read) {
+		if slices.Contains(row.Object.ClusterIPs, ip) {
+			dirty[row.Object.Name] = struct{}{}
+		}
+	}
 }
 
 func (b *balance) view(txn statedb.ReadTxn, name lb.Name) lb.ServiceView {
