@@ -149,6 +149,9 @@ func TestRestartWritesNothing(t *testing.T) {
 // TestRestartWithOtherAttachment: an agent may come up on a kernel that has another way, or be told to use it. The
 // kernel loses a packet while a device's qdisc is made, so this is no matter of a plain restart.
 func TestRestartWithOtherAttachment(t *testing.T) {
+	if !hasTCX() {
+		t.Skip("the kernel has clsact alone")
+	}
 	m := newMesh(t, options{}, 1, 2)
 	client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(300)
 	at := server.echo()
