@@ -243,6 +243,9 @@ func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 		return false, err
 	}
 	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
+	if err := datapath.RepairPodLink(datapath.PodLinkConfig{HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU}, ep.MAC); err != nil {
+		e.log.Warn("endpoint's link is not repaired", "endpoint", ep.ID(), "error", err)
+	}
 	e.byID[ep.ID()] = ep
 	e.pool.take(ep.Address)
 	number, err := e.identity.Adopt(context.Background(), ep.Labels, ep.Identity)

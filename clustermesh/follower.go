@@ -344,14 +344,18 @@ func ofNode(key string) bool {
 
 // rank orders puts from the cluster down to addresses and deletions the other way round, puts first.
 func rank(ev kvstore.Event) int {
-	kind := strings.TrimPrefix(ev.Key, kvstore.Prefix)
-	kind, _, _ = strings.Cut(kind, "/")
+	if ev.Kind == kvstore.EventDelete {
+		return 20 - rankKey(ev.Key)
+	}
+	return rankKey(ev.Key)
+}
+
+// rankKey orders keys by what others depend on.
+func rankKey(key string) int {
+	kind, _, _ := strings.Cut(strings.TrimPrefix(key, kvstore.Prefix), "/")
 	r, ok := map[string]int{"cluster": 0, "nodes": 1, "identities": 2, "services": 3, "addresses": 4, "slices": 5, "synced": 6}[kind]
 	if !ok {
-		r = 7
-	}
-	if ev.Kind == kvstore.EventDelete {
-		return 20 - r
+		return 7
 	}
 	return r
 }

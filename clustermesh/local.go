@@ -322,17 +322,18 @@ func (l *Local) repair(keys []string, complete bool) error {
 	for _, key := range keys {
 		stored[key] = struct{}{}
 	}
-	mark := identity.SyncedKey(l.Node.Cluster, l.Node.Name)
-	if err := l.publish(txn, mark, identity.EncodeHeartbeat(identity.Heartbeat{At: time.Unix(0, int64(l.Node.Incarnation)), Node: l.Node.Name}), true); err != nil {
-		return err
-	}
-	for _, row := range rows(t.Publications.All(txn)) {
+	for _, row := range inOrder(rows(t.Publications.All(txn))) {
 		if _, ok := stored[row.Object.Key]; !ok && row.Status.Kind == Done {
 			if _, _, err := t.Publications.Insert(txn, NewRow(row.Object)); err != nil {
 				return err
 			}
 		}
 		delete(stored, row.Object.Key)
+	}
+	mark := identity.SyncedKey(l.Node.Cluster, l.Node.Name)
+	delete(stored, mark)
+	if err := l.publish(txn, mark, identity.EncodeHeartbeat(identity.Heartbeat{At: time.Unix(0, int64(l.Node.Incarnation)), Node: l.Node.Name}), true); err != nil {
+		return err
 	}
 	if !complete {
 		clear(stored)
@@ -349,6 +350,13 @@ func (l *Local) repair(keys []string, complete bool) error {
 	}
 	txn.Commit()
 	return nil
+}
+
+// inOrder puts the cluster's entry first, so that a store that is another cluster's gets no other, and the node's mark,
+// which says that everything is there, last.
+func inOrder(publications []*Row[Publication]) []*Row[Publication] {
+	slices.SortStableFunc(publications, func(a, b *Row[Publication]) int { return rankKey(a.Object.Key) - rankKey(b.Object.Key) })
+	return publications
 }
 
 func (l *Local) publish(txn statedb.WriteTxn, key string, value []byte, leased bool) error {

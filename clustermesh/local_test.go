@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,6 +143,42 @@ func TestWhatTheStoreLostIsWrittenAgainAndWhatIsLeftOverGoes(t *testing.T) {
 		}
 		return removed && again
 	})
+}
+
+func TestWhatIsWrittenAgainBeginsWithTheClusterAndEndsWithTheMark(t *testing.T) {
+	l, tables := startLocal(t)
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointReady))
+	untilTables(t, tables, "the address is published", func(txn statedb.ReadTxn) bool { _, ok := published(tables, txn, podKey); return ok })
+	again := func() {
+		done := make(chan struct{})
+		l.Own(context.Background(), nil, true)
+		l.After(context.Background(), func() { close(done) })
+		<-done
+	}
+	again()
+	txn := tables.DB.WriteTxn(tables.Publications)
+	for _, row := range rows(tables.Publications.All(txn)) {
+		if _, _, err := tables.Publications.Insert(txn, &Row[Publication]{Object: row.Object, Status: Status{Kind: Done}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changes, err := tables.Publications.Changes(txn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	txn.Commit()
+	again()
+	var order []string
+	seq, _ := changes.Next(tables.DB.ReadTxn())
+	for change := range seq {
+		if change.Object.Status.Kind == Pending {
+			order = append(order, change.Object.Object.Key)
+		}
+	}
+	want := []string{identity.ClusterKey, identity.NodeKey("east", "node1"), podKey, identity.SyncedKey("east", "node1")}
+	if !slices.Equal(order, want) {
+		t.Errorf("written again are %q, want %q", order, want)
+	}
 }
 
 func publisher(store kvstore.Store, instance string) *Publisher {
