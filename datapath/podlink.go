@@ -265,6 +265,23 @@ func PodLinkExists(hostLink string) (PodLink, bool, error) {
 	return PodLink{IfIndex: link.Attrs().Index, HostMAC: link.Attrs().HardwareAddr.String()}, true, nil
 }
 
+// RepairPodLink puts the node's end of a pod's veth back as CreatePodLink made it, whatever was done to it since: a
+// link that was down for a moment has lost its route. podMAC is that of the pod's end; NetNS is not used.
+func RepairPodLink(cfg PodLinkConfig, podMAC string) error {
+	mac, err := net.ParseMAC(podMAC)
+	if err != nil {
+		return fmt.Errorf("repairing link %s: %w", cfg.HostLink, err)
+	}
+	link, err := netlink.LinkByName(cfg.HostLink)
+	if err != nil {
+		return fmt.Errorf("finding link %s: %w", cfg.HostLink, err)
+	}
+	if !isPodLink(link) {
+		return fmt.Errorf("link %s is not Causeway's; it is left alone", cfg.HostLink)
+	}
+	return configureHostEnd(link, mac, cfg)
+}
+
 func isPodLink(l netlink.Link) bool {
 	return l.Type() == "veth" && strings.HasPrefix(l.Attrs().Alias, podLinkAlias)
 }

@@ -51,6 +51,22 @@ func TestCreatePodLink(t *testing.T) {
 			}
 		})
 	})
+	t.Run("repair brings back link and route", func(t *testing.T) {
+		host.do(t, func() {
+			link, err := netlink.LinkByName("cw-pod")
+			must(t, err)
+			must(t, netlink.LinkSetDown(link)) // takes the route along
+			must(t, datapath.RepairPodLink(cfg, first.MAC))
+			routes, err := netlink.RouteGet(cfg.Address.AsSlice())
+			must(t, err)
+			if len(routes) != 1 || routes[0].LinkIndex != first.IfIndex {
+				t.Errorf("the node reaches the pod by %v, want link %d", routes, first.IfIndex)
+			}
+			if err := datapath.RepairPodLink(datapath.PodLinkConfig{HostLink: "nothing", Address: cfg.Address, MTU: 1450}, first.MAC); err == nil {
+				t.Error("a link that isn't there was repaired")
+			}
+		})
+	})
 	t.Run("another address replaces it", func(t *testing.T) {
 		cfg.Address = netip.MustParseAddr("10.1.0.11")
 		second, err := create()
