@@ -80,7 +80,11 @@ func printPods(p *printer, pods []testbed.PodStatus) {
 		if pod.ExitCode != nil {
 			status = fmt.Sprintf("%s with %d", status, *pod.ExitCode)
 		}
-		t.add(pod.Cluster+"/"+pod.Name, pod.Node, pod.Address, labelText(pod.Labels), pid(pod.PID), status)
+		address := "" // while it is being made
+		if pod.Address.IsValid() {
+			address = pod.Address.String()
+		}
+		t.add(pod.Cluster+"/"+pod.Name, pod.Node, address, labelText(pod.Labels), pid(pod.PID), status)
 	}
 	p.table(t)
 }

@@ -84,3 +84,11 @@ func TestTestbedLoadCountsWhoAnswered(t *testing.T) {
 		t.Errorf("without a server: %+v", got)
 	}
 }
+
+func TestPodBeingMadeHasNoAddress(t *testing.T) {
+	var out strings.Builder
+	printPods(&printer{w: &out}, []testbed.PodStatus{{Cluster: "east", Node: "node1", Name: "web", State: "creating"}})
+	if got := strings.Fields(out.String()); len(got) < 9 || got[8] != "-" {
+		t.Errorf("printed %q, want - for the address", out.String())
+	}
+}
