@@ -233,6 +233,7 @@ func (r *reconciler[T]) retry(ctx context.Context) []outcome[T] {
 	read := r.db.ReadTxn()
 	now := time.Now()
 	r.retried = now
+	before := len(r.failed)
 	for key, f := range r.failed {
 		if f.next.After(now) {
 			continue
@@ -248,7 +249,18 @@ func (r *reconciler[T]) retry(ctx context.Context) []outcome[T] {
 		}
 		done = append(done, r.update(ctx, row, revision))
 	}
+	if len(r.failed) < before {
+		r.retrySoon(now)
+	}
 	return done
+}
+
+// retrySoon has every failure tried again at once: the target has begun to agree, and what some rows waited for
+// (a store that answers, the node's name in it) is there for the others too.
+func (r *reconciler[T]) retrySoon(now time.Time) {
+	for _, f := range r.failed {
+		f.next, f.pause = now, firstRetry
+	}
 }
 
 // answer writes into rows how far they got, unless a source has changed them since.

@@ -16,6 +16,7 @@ import (
 
 	"causeway/clustermesh"
 	"causeway/identity"
+	"causeway/kvstore"
 )
 
 // nodeTarget holds nodes by their address, as the kernel does.
@@ -160,6 +161,43 @@ func count(txn statedb.ReadTxn, tables *clustermesh.Tables, kind clustermesh.Sta
 		}
 	}
 	return n
+}
+
+func TestABacklogOfPublicationsIsWrittenSoonAfterAnOutage(t *testing.T) {
+	const backlog = 500
+	tables, store := newTables(t), kvstore.NewMemory()
+	node := identity.Node{Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"), Instance: "instance-0123456789",
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}, Version: identity.Version{Incarnation: 1}}
+	store.Disconnect()
+	r := newReconciler("publications", tables, tables.Publications, &clustermesh.Publisher{Store: slow{store}, Node: node}, func(identity.ClusterID) bool { return true }, slog.New(slog.DiscardHandler))
+	publications := []clustermesh.Publication{
+		{Key: identity.ClusterKey, Value: "cluster"}, {Key: identity.NodeKey("east", "node1"), Value: string(identity.EncodeNode(node)), Leased: true},
+	}
+	for i := range backlog {
+		publications = append(publications, clustermesh.Publication{Key: fmt.Sprintf("%saddresses/east/10.1.%d.%d", kvstore.Prefix, i/250, i%250), Value: "x", Leased: true})
+	}
+	put(t, tables, tables.Publications, publications...)
+	run(t, r.Run)
+	all := func(kind clustermesh.StatusKind) func(statedb.ReadTxn) bool {
+		return func(txn statedb.ReadTxn) bool {
+			for row := range tables.Publications.All(txn) {
+				if row.Status.Kind != kind {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	until(t, tables, tables.Publications, "status shows that nothing is in the store", all(clustermesh.Failed))
+	time.Sleep(4 * time.Second) // an outage, until the pauses are at their longest
+	store.Reconnect()
+	start := time.Now()
+	until(t, tables, tables.Publications, "all are in the store", all(clustermesh.Done))
+	if took := time.Since(start); took > longestRetry+time.Second {
+		t.Errorf("%d publications were written %s after the outage", backlog, took)
+	} else {
+		t.Logf("%d publications were written %s after the outage", backlog, took)
+	}
 }
 
 func TestClustersThatAreFollowedNoMoreAreStale(t *testing.T) {
