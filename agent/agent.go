@@ -189,7 +189,7 @@ func (a *agent) setupSources() (err error) {
 	if err != nil {
 		return err
 	}
-	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.tables, a.claims), a.refusals)
+	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims), a.refusals)
 	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	return a.pods.Restore()
@@ -333,7 +333,7 @@ func (a *agent) api() *server {
 			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems,
 		},
 		endpoints: a.pods,
-		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.tables, a.claims), refusals: a.refusals},
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims), refusals: a.refusals},
 	}
 }
 

@@ -299,7 +299,7 @@ func TestTwoServicesWithOneAddress(t *testing.T) {
 func TestRemoteServicesMayNotHavePodsAddresses(t *testing.T) {
 	tables := newTables(t)
 	claims := clustermesh.NewClaims(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}})
-	b, refusals := startBalance(t, tables, newGuard(tables, claims))
+	b, refusals := startBalance(t, tables, newGuard(eastConfig, tables, claims))
 	put(t, tables, tables.Services, shop("west", 2, "10.1.1.2"), shop("west", 2, "100.64.128.9", func(s *lb.Service) { s.Name.Name = "fine" }))
 	until(t, tables, tables.Frontends, "the good one is there alone", func(txn statedb.ReadTxn) bool {
 		return keys(txn, tables.Frontends) == "100.64.128.9:80/TCP"
@@ -324,7 +324,7 @@ func manifest(extra string) []byte {
 
 func newServices(t *testing.T, store kvstore.Store) *services {
 	return &services{
-		tables: newTables(t), store: store, guard: func(netip.Addr) string { return "" }, refusals: clustermesh.NewRefusals(),
+		tables: newTables(t), store: store, guard: func(string, netip.Addr) string { return "" }, refusals: clustermesh.NewRefusals(),
 		cluster: ClusterConfig{Name: "east", ID: 1, ServiceCIDR: netip.MustParsePrefix("100.64.64.0/29")},
 	}
 }

@@ -96,7 +96,7 @@ func (p *plan) choose(service lb.Service) (netip.Addr, error) {
 	}
 	ip, err := lb.AllocateClusterIP(p.cluster.ServiceCIDR, service.Name, func(ip netip.Addr) bool {
 		_, taken := p.used[ip]
-		return taken || p.guard(ip) != ""
+		return taken || p.guard(p.cluster.Name, ip) != ""
 	})
 	if err != nil {
 		return ip, conflict("service %s: %w; delete services, or give the cluster a larger cluster.serviceCIDR", service.Name, err)
@@ -107,7 +107,7 @@ func (p *plan) choose(service lb.Service) (netip.Addr, error) {
 // checkIP tells why a service cannot have the address that it asks for.
 func (p *plan) checkIP(service lb.Service) error {
 	ip := service.ClusterIPs[0]
-	if reason := p.guard(ip); reason != "" {
+	if reason := p.guard(service.Cluster, ip); reason != "" {
 		return conflict("service %s: clusterIP %s: %s; choose another, or leave it out to get a free one", service.Name, ip, reason)
 	}
 	if r, taken := p.used[ip]; taken && !r.known && r.owner != service.Name.String() {

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -148,17 +147,4 @@ func reservationPrefix(cluster string) string { return kvstore.Prefix + "cluster
 
 func reservationKey(cluster string, ip netip.Addr) string {
 	return reservationPrefix(cluster) + ip.String()
-}
-
-// newGuard returns what no service's address may be: a pod's, or a node's.
-func newGuard(tables *clustermesh.Tables, claims *clustermesh.Claims) lb.Guard {
-	return func(ip netip.Addr) string {
-		if cluster, prefix, ok := claims.PodRange(ip); ok {
-			return fmt.Sprintf("it lies in the pod range %s of cluster %s", prefix, cluster)
-		}
-		if node, ok := tables.NodeAt(tables.DB.ReadTxn(), ip); ok {
-			return "it is the address of node " + node.String()
-		}
-		return ""
-	}
 }

@@ -66,6 +66,14 @@ func (c *Claims) Foreign(cluster string, ip netip.Addr) (other string, prefix ne
 	return "", netip.Prefix{}, false
 }
 
+// Own tells whether an address lies in the cluster's own service range.
+func (c *Claims) Own(cluster string, ip netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	info, ok := c.clusters[cluster]
+	return ok && info.ServiceCIDR.IsValid() && info.ServiceCIDR.Contains(ip)
+}
+
 // Ranges returns every pod and service range that any cluster announces: addresses there are of the
 // mesh, and of nobody else.
 func (c *Claims) Ranges() []netip.Prefix {

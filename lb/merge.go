@@ -17,8 +17,8 @@ type ServiceView struct {
 	Declared []Service
 }
 
-// Guard tells why address must not be a service's, like "it is node east/node1's"; "" if it may.
-type Guard func(address netip.Addr) (reason string)
+// Guard tells why an address must not be a service's of the given cluster, like "it is node east/node1's"; "" if it may.
+type Guard func(cluster string, address netip.Addr) (reason string)
 
 // Refusal is a frontend that is not programmed, and why.
 type Refusal struct {
@@ -97,7 +97,7 @@ func portKey(service Name, p ServicePort) PortKey {
 // Frontends returns what clients of this cluster may connect to for this service: each cluster IP of every cluster
 // that takes part, with each port that any of them declares. A port that the IP's own cluster doesn't
 // declare has the number that the lowest cluster ID gives it. Refused are remote IPs that guard
-// objects to (nil objects to none), and numbers that the service itself uses twice. Several
+// objects to (nil objects to none), unless the local declaration has the same IP, and numbers that the service itself uses twice. Several
 // services may still claim the same frontend: Elect decides.
 func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 	var declared []*Service
@@ -114,8 +114,8 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 	for _, owner := range declared {
 		for _, ip := range owner.ClusterIPs {
 			reason := ""
-			if guard != nil && owner.Cluster != view.Self {
-				reason = guard(ip)
+			if guard != nil && owner.Cluster != view.Self && !view.declaresHere(ip) {
+				reason = guard(owner.Cluster, ip)
 			}
 			if reason != "" {
 				reason = fmt.Sprintf("cluster IP %s: %s", ip, reason)
@@ -124,6 +124,12 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 		}
 	}
 	return c.accepted, c.refused
+}
+
+// declaresHere tells whether the own cluster gives the service that cluster IP.
+func (v ServiceView) declaresHere(ip netip.Addr) bool {
+	local := v.local()
+	return local != nil && slices.Contains(local.ClusterIPs, ip)
 }
 
 // claims collects the frontends of one service.

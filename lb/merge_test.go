@@ -104,7 +104,10 @@ func TestTargetsWantTheOwnersDeclaration(t *testing.T) {
 
 func TestFrontends(t *testing.T) {
 	metrics := ServicePort{"metrics", TCP, 9090, 9091}
-	guard := func(a netip.Addr) string {
+	guard := func(cluster string, a netip.Addr) string {
+		if cluster == "east" {
+			t.Error("the own cluster's address was asked about")
+		}
 		if netip.MustParsePrefix("10.0.0.0/8").Contains(a) {
 			return "it is a pod's"
 		}
@@ -137,6 +140,7 @@ func TestFrontends(t *testing.T) {
 			"100.64.1.10:80/TCP leads to port http of the same service already, as cluster east declares it; " +
 				"100.64.2.10:80/TCP leads to port web of the same service already, as cluster west declares it"},
 		{"guarded there", inEast(declared(1), declared(2, ip("10.2.1.9"))), "100.64.1.10:80/TCP > http @east none", "cluster IP 10.2.1.9: it is a pod's"},
+		{"guarded there, but declared here", inEast(declared(1, ip("10.2.1.9")), declared(2, ip("10.2.1.9"))), "10.2.1.9:80/TCP > http @east none", ""},
 		{"the own cluster's is not guarded", inEast(declared(1, ip("10.2.1.9"))), "10.2.1.9:80/TCP > http @east none", ""},
 		{"TCP and UDP", inEast(declared(1, ports(ServicePort{"dns", UDP, 53, 53}, ServicePort{"dns-tcp", TCP, 53, 53}))),
 			"100.64.1.10:53/TCP > dns-tcp @east none, 100.64.1.10:53/UDP > dns @east none", ""},
