@@ -26,6 +26,9 @@ import (
 // identityTimeout bounds how long a new endpoint waits for the store to give its labels a number.
 var identityTimeout = 5 * time.Second // a variable for tests
 
+// knownIdentityTimeout is the same where another node of the cluster uses the labels already.
+const knownIdentityTimeout = time.Second
+
 // endpoints is the source of the endpoints table: pods that the local API (or a CNI plugin through it)
 // asks for. It makes their links, gives them addresses and identities, and keeps them over restarts.
 type endpoints struct {
@@ -103,15 +106,21 @@ func (e *endpoints) release(ctx context.Context, labels identity.Labels) {
 	}
 }
 
-// allocate returns the identity of labels: from the store, or while that is away from what is known.
+// allocate returns the identity of labels: from the store, or while that is away from what is known. Whoever
+// has that to fall back on waits less.
 func (e *endpoints) allocate(ctx context.Context, labels identity.Labels) (identity.Number, error) {
-	patience, cancel := context.WithTimeout(ctx, identityTimeout)
+	timeout := identityTimeout
+	known, isKnown := e.tables.IdentityOf(e.tables.DB.ReadTxn(), e.cluster, labels)
+	if isKnown {
+		timeout = min(timeout, knownIdentityTimeout)
+	}
+	patience, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	number, err := e.identity.Allocate(patience, labels)
 	if err == nil {
 		return number, nil
 	}
-	if known, ok := e.tables.IdentityOf(e.tables.DB.ReadTxn(), e.cluster, labels); ok {
+	if isKnown {
 		return e.identity.Adopt(ctx, labels, known)
 	}
 	return 0, fmt.Errorf("no identity for labels %q: %w (labels that are in use already would work without the store)", labels, err)
