@@ -14,6 +14,8 @@ type Config struct {
 	Node    NodeConfig    `json:"node"`
 	// KVStore is this cluster's etcd.
 	KVStore KVStoreConfig `json:"kvstore"`
+	// Gossip says who is alive.
+	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peers are the clusters to follow.
 	Peers []PeerConfig `json:"peers,omitempty"`
 	// Socket that the local API listens on; default api.DefaultSocket.
@@ -45,6 +47,19 @@ type NodeConfig struct {
 	PodCIDR netip.Prefix `json:"podCIDR"`
 	// VXLANPort is the UDP port of the tunnel; default 4789 (RFC 7348).
 	VXLANPort uint16 `json:"vxlanPort,omitempty"`
+}
+
+// GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.
+type GossipConfig struct {
+	// KeyFile holds the mesh's gossip keys: base64 of 32 bytes each, one a line, the first one encrypts. It is
+	// rewritten when keys are rotated. Without it there is no gossip, and nobody notices when a node dies.
+	KeyFile string `json:"keyFile,omitempty"`
+	// Mesh names the mesh; what other meshes say is not listened to. Default "causeway".
+	Mesh string `json:"mesh,omitempty"`
+	// Port of the cluster's pool and MeshPort of that of all clusters' speakers, UDP and TCP, at the node's address;
+	// default 7946 and 7947. They are the same on all nodes.
+	Port     uint16 `json:"port,omitempty"`
+	MeshPort uint16 `json:"meshPort,omitempty"`
 }
 
 // KVStoreConfig says how to reach an etcd; client certificates are required.

@@ -36,6 +36,9 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BPFFS, "/sys/fs/bpf/causeway")
 	setDefault(&c.LogLevel, "info")
 	setDefault(&c.Node.VXLANPort, tunnel.DefaultPort)
+	setDefault(&c.Gossip.Mesh, "causeway")
+	setDefault(&c.Gossip.Port, 7946)
+	setDefault(&c.Gossip.MeshPort, 7947)
 }
 
 func setDefault[T comparable](field *T, value T) {

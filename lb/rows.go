@@ -116,4 +116,6 @@ type Target struct {
 	Node      string `json:"node"`
 	// Local is true for a backend of this agent's own cluster (for affinity).
 	Local bool `json:"local"`
+	// Quarantined backends get no new connections while the port has any other backend; those that they have stay.
+	Quarantined bool `json:"quarantined,omitempty"`
 }

@@ -27,6 +27,9 @@ const (
 	PathBPFLB      = "/v1/bpf/lb"
 	PathBPFAddr    = "/v1/bpf/addresses"
 	PathBPFDrops   = "/v1/bpf/drops"
+	PathMembers    = "/v1/members"
+	PathDrain      = "/v1/drain"   // POST: take this node's backends out of service; DELETE: back
+	PathKeyring    = "/v1/keyring" // POST KeyringRequest
 )
 
 // Error is the body of every answer that isn't 2xx.
@@ -148,6 +151,7 @@ type Status struct {
 	PodCIDR   string             `json:"podCIDR"`
 	Started   time.Time          `json:"started"`
 	Datapath  Datapath           `json:"datapath"`
+	Gossip    Members            `json:"gossip"`
 	Stores    []Store            `json:"stores"`
 	Tables    map[string]Table   `json:"tables"`
 	Refusals  []Refusal          `json:"refusals"`
@@ -188,7 +192,11 @@ type BPFFrontend struct {
 	ServiceID uint32       `json:"serviceID"`
 	Service   string       `json:"service,omitempty"`
 	Affinity  string       `json:"affinity"`
-	Backends  []BPFBackend `json:"backends"`
+	// Backends that new connections choose from.
+	Backends []BPFBackend `json:"backends"`
+	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.
+	Quarantined []BPFBackend `json:"quarantined"`
+	FailOpen    bool         `json:"failOpen,omitempty"`
 }
 
 // BPFAddress is an address entry as it stands in the kernel.
