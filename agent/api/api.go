@@ -186,12 +186,12 @@ type BPFBackend struct {
 
 // BPFFrontend is a frontend as it stands in the kernel, with the names that the tables know.
 type BPFFrontend struct {
-	Address   string       `json:"address"`
-	Port      uint16       `json:"port"`
-	Protocol  string       `json:"protocol"`
-	ServiceID uint32       `json:"serviceID"`
-	Service   string       `json:"service,omitempty"`
-	Affinity  string       `json:"affinity"`
+	Address   string `json:"address"`
+	Port      uint16 `json:"port"`
+	Protocol  string `json:"protocol"`
+	ServiceID uint32 `json:"serviceID"`
+	Service   string `json:"service,omitempty"`
+	Affinity  string `json:"affinity"`
 	// Backends that new connections choose from.
 	Backends []BPFBackend `json:"backends"`
 	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.
