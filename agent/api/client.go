@@ -103,6 +103,11 @@ func (c *Client) BPFDrops(ctx context.Context) ([]BPFDrop, error) {
 	return get[[]BPFDrop](ctx, c, PathBPFDrops)
 }
 
+// Members returns what the node knows of the life of all others, by gossip.
+func (c *Client) Members(ctx context.Context) (*Members, error) {
+	return get[*Members](ctx, c, PathMembers)
+}
+
 // WatchStatus yields Status at once and again whenever it changed. Like every watch, it
 // ends when ctx does, or with the error that it yields last.
 func (c *Client) WatchStatus(ctx context.Context) iter.Seq2[*Status, error] {
@@ -132,6 +137,11 @@ func (c *Client) WatchAddresses(ctx context.Context) iter.Seq2[[]Address, error]
 // WatchServices yields Services at once and the whole list again whenever it changed.
 func (c *Client) WatchServices(ctx context.Context) iter.Seq2[[]Service, error] {
 	return watch[[]Service](ctx, c, PathServices)
+}
+
+// WatchMembers yields Members at once and again whenever it changed.
+func (c *Client) WatchMembers(ctx context.Context) iter.Seq2[*Members, error] {
+	return watch[*Members](ctx, c, PathMembers)
 }
 
 // AddEndpoint connects a network namespace as a pod. It returns once the pod can send and receive
