@@ -11,13 +11,14 @@ import (
 
 func newTestbedKillCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "kill agent|kvstore|node CLUSTER[/NODE]",
-		Short: "Kill an agent, a store or a whole node, as kill -9 or a power cut would",
-		Long: `Kill an agent or a store with kill -9, or cut a whole node off: it loses its link to the underlay and all
-of its processes, the pods' included, at once.`,
+		Use:   "kill agent|kvstore|node|cluster CLUSTER[/NODE]",
+		Short: "Kill an agent, a store, a node or a cluster, as kill -9 or a power cut would",
+		Long: `Kill an agent or a store with kill -9, or cut the power of a whole node: it loses its link to the underlay and all
+of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.`,
 		Example: `  clustermesh testbed kill agent east/node1
   clustermesh testbed kill kvstore west
-  clustermesh testbed kill node west/node2`,
+  clustermesh testbed kill node west/node2
+  clustermesh testbed kill cluster west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
@@ -31,14 +32,15 @@ of its processes, the pods' included, at once.`,
 
 func newTestbedStartCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "start agent|kvstore|node CLUSTER[/NODE]",
+		Use:   "start agent|kvstore|node|cluster CLUSTER[/NODE]",
 		Short: "Start again what was killed, and wait until it is well",
-		Long: `Start an agent, a store or a node again, and wait until it is well. A node comes back with the
-commands of its pods. An agent that cannot reach a store, because that is down or
-cut off, only has to answer.`,
+		Long: `Start an agent, a store, a node or a cluster again, and wait until it is well. A node comes back with the
+commands of its pods. Of a cluster everything is started that does not run. An agent that cannot
+reach a store, because that is down or cut off, only has to answer.`,
 		Example: `  clustermesh testbed start agent east/node1
   clustermesh testbed start kvstore west
-  clustermesh testbed start node west/node2`,
+  clustermesh testbed start node west/node2
+  clustermesh testbed start cluster west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
