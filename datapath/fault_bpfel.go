@@ -21,9 +21,12 @@ type faultFault struct {
 }
 
 type faultFaultKey struct {
-	_    structs.HostLayout
-	From faultIpAddr
-	To   faultIpAddr
+	_        structs.HostLayout
+	From     faultIpAddr
+	To       faultIpAddr
+	Port     uint16
+	Protocol uint8
+	Pad      uint8
 }
 
 type faultIpAddr struct {

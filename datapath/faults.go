@@ -11,9 +11,11 @@ import (
 	"strconv"
 
 	"github.com/cilium/ebpf"
+
+	"causeway/lb"
 )
 
-// Faults loses packets between underlay addresses. It is the test-bed's, and no part of a node.
+// Faults loses packets of the underlay. It is the test-bed's, and no part of a node.
 // What it does is pinned and stays until cleared.
 type Faults struct {
 	objects  faultObjects
@@ -21,10 +23,30 @@ type Faults struct {
 	attacher attacher
 }
 
-// Fault is a direction in which packets are lost.
+// Flow says which packets a fault is about. Where a packet is of several, the worst counts.
+type Flow struct {
+	// From and To are addresses of the underlay; both invalid: every packet between any two.
+	From netip.Addr `json:"from,omitzero"`
+	To   netip.Addr `json:"to,omitzero"`
+	// Protocol and Port narrow it to packets that go to the port or come from it; zero: all packets. They need From and To.
+	Protocol lb.Protocol `json:"protocol,omitempty"`
+	Port     uint16      `json:"port,omitempty"`
+}
+
+func (f Flow) String() string {
+	if f == (Flow{}) {
+		return "every packet"
+	}
+	s := fmt.Sprintf("%v -> %v", f.From, f.To)
+	if f.Port != 0 {
+		s += fmt.Sprintf(" port %d/%s", f.Port, f.Protocol)
+	}
+	return s
+}
+
+// Fault is a flow whose packets are lost.
 type Fault struct {
-	From netip.Addr `json:"from"`
-	To   netip.Addr `json:"to"`
+	Flow
 	// Percent of the packets, 0–100.
 	Percent float64 `json:"percent"`
 	// Lost counts the packets lost so far.
@@ -58,19 +80,49 @@ func (f *Faults) Attach(ifindex int) error {
 	return f.attacher.device("fault-"+strconv.Itoa(ifindex), ifindex, ingress, f.objects.Lose)
 }
 
-// SetLoss makes percent of the packets from one address to another get lost; 0 ends it.
-func (f *Faults) SetLoss(from, to netip.Addr, percent float64) error {
-	if !from.Unmap().Is4() || !to.Unmap().Is4() {
-		return fmt.Errorf("faults are between IPv4 addresses, not %q and %q", from, to)
+// SetLoss makes percent of a flow's packets get lost; 0 ends it.
+func (f *Faults) SetLoss(flow Flow, percent float64) error {
+	key, err := flow.key()
+	if err != nil {
+		return err
 	}
 	if !(percent >= 0 && percent <= 100) {
 		return fmt.Errorf("loss of %v%% is not between 0 and 100", percent)
 	}
-	key := faultFaultKey{From: faultIpAddr(toIP(from)), To: faultIpAddr(toIP(to))}
 	if percent == 0 {
 		return f.faults.del(key)
 	}
 	return f.faults.put(key, faultFault{Loss: uint32(percent / 100 * math.MaxUint32)})
+}
+
+func (f Flow) key() (key faultFaultKey, err error) {
+	if f == (Flow{}) {
+		return key, nil
+	}
+	if !f.From.Unmap().Is4() || !f.To.Unmap().Is4() {
+		return key, fmt.Errorf("faults are between IPv4 addresses, not %q and %q", f.From, f.To)
+	}
+	key.From, key.To = faultIpAddr(toIP(f.From)), faultIpAddr(toIP(f.To))
+	if f.Port == 0 && f.Protocol == "" {
+		return key, nil
+	}
+	if f.Port == 0 {
+		return key, fmt.Errorf("a fault of %s alone needs a port", f.Protocol)
+	}
+	key.Port = toBE16(f.Port)
+	key.Protocol, err = toProtocol(f.Protocol)
+	return key, err
+}
+
+func (k faultFaultKey) flow() Flow {
+	if k == (faultFaultKey{}) {
+		return Flow{}
+	}
+	f := Flow{From: bpfIpAddr(k.From).addr(), To: bpfIpAddr(k.To).addr()}
+	if k.Port != 0 {
+		f.Port, f.Protocol = toBE16(k.Port), fromProtocol(k.Protocol)
+	}
+	return f
 }
 
 // Clear ends all faults.
@@ -87,14 +139,13 @@ func (f *Faults) Clear() error {
 	return errors.Join(errs...)
 }
 
-// List returns the faults, ordered by address.
+// List returns the faults, ordered by address, protocol and port.
 func (f *Faults) List() (list []Fault, err error) {
 	for key, value := range f.faults.all(&err) {
-		list = append(list, Fault{
-			From: bpfIpAddr(key.From).addr(), To: bpfIpAddr(key.To).addr(),
-			Percent: float64(value.Loss) / math.MaxUint32 * 100, Lost: value.Lost,
-		})
+		list = append(list, Fault{Flow: key.flow(), Percent: float64(value.Loss) / math.MaxUint32 * 100, Lost: value.Lost})
 	}
-	slices.SortFunc(list, func(a, b Fault) int { return cmp.Or(a.From.Compare(b.From), a.To.Compare(b.To)) })
+	slices.SortFunc(list, func(a, b Fault) int {
+		return cmp.Or(a.From.Compare(b.From), a.To.Compare(b.To), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
 	return list, err
 }

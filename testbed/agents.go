@@ -25,8 +25,10 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 			PodCIDRs:    []netip.Prefix{clusterPodCIDR(c.ID)},
 			ServiceCIDR: clusterServiceCIDR(c.ID),
 		},
-		Node:     agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDR: n.PodCIDR},
-		KVStore:  b.kvstoreConfig(c, c.Name, agentFile),
+		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDR: n.PodCIDR},
+		KVStore: b.kvstoreConfig(c, c.Name, agentFile),
+		// The mesh is named by the bed's ID, so that two beds never mix.
+		Gossip:   agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},
 		Socket:   b.socket(c.Name, n.Name),
 		StateDir: b.path(c.Name, n.Name, "state"),
 		BPFFS:    b.bpffs(c.Name, n.Name),

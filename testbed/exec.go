@@ -28,24 +28,9 @@ type Stdio struct {
 // Exec runs a command at a target until it ends, and returns its exit status, 128+n if signal n ended
 // it. The bed's own program is found as "clustermesh". When ctx ends the command gets SIGTERM.
 func (b *Bed) Exec(ctx context.Context, t Target, argv []string, io Stdio) (int, error) {
-	pl, path, err := b.prepareExec(t, argv)
+	cmd, err := b.startExec(ctx, t, argv, io)
 	if err != nil {
 		return -1, err
-	}
-	cg, err := os.Open(pl.cgroup)
-	if err != nil {
-		return -1, fmt.Errorf("opening the cgroup of %s: %w", t, err)
-	}
-	defer cg.Close()
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Args, cmd.Env = argv, b.environ(pl.socket)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = io.In, io.Out, io.Err
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = execGrace
-	// Only the fork must happen inside: the threads that copy input and output are anywhere.
-	if err := inNS(pl.netns, cmd.Start); err != nil {
-		return -1, fmt.Errorf("running %s at %s: %w", argv[0], t, err)
 	}
 	err = cmd.Wait()
 	var exit *exec.ExitError
@@ -59,6 +44,30 @@ func (b *Bed) Exec(ctx context.Context, t Target, argv []string, io Stdio) (int,
 		return -1, fmt.Errorf("running %s at %s: %w", argv[0], t, err)
 	}
 	return 0, nil
+}
+
+// startExec starts a command at a target; the caller waits for it. When ctx ends it gets SIGTERM, and SIGKILL soon after.
+func (b *Bed) startExec(ctx context.Context, t Target, argv []string, io Stdio) (*exec.Cmd, error) {
+	pl, path, err := b.prepareExec(t, argv)
+	if err != nil {
+		return nil, err
+	}
+	cg, err := os.Open(pl.cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("opening the cgroup of %s: %w", t, err)
+	}
+	defer cg.Close()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Args, cmd.Env = argv, b.environ(pl.socket)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = io.In, io.Out, io.Err
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = execGrace
+	// Only the fork must happen inside: the threads that copy input and output are anywhere.
+	if err := inNS(pl.netns, cmd.Start); err != nil {
+		return nil, fmt.Errorf("running %s at %s: %w", argv[0], t, err)
+	}
+	return cmd, nil
 }
 
 // Become replaces this process by a command at a target, so that the command has this process's terminal, its

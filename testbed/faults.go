@@ -8,7 +8,7 @@ import (
 )
 
 // applyLosses makes the underlay lose what want says and nothing else.
-func (b *Bed) applyLosses(want map[direction]float64) (err error) {
+func (b *Bed) applyLosses(want map[datapath.Flow]float64) (err error) {
 	f, err := b.openFaults()
 	if err != nil {
 		return err
@@ -18,23 +18,22 @@ func (b *Bed) applyLosses(want map[direction]float64) (err error) {
 	if err != nil {
 		return err
 	}
-	have := map[direction]float64{}
+	have := map[datapath.Flow]float64{}
 	for _, fault := range now {
-		d := direction{fault.From, fault.To}
-		have[d] = fault.Percent
-		if _, keep := want[d]; keep {
+		have[fault.Flow] = fault.Percent
+		if _, keep := want[fault.Flow]; keep {
 			continue
 		}
-		if err := f.SetLoss(d.from, d.to, 0); err != nil {
-			return fmt.Errorf("healing %v -> %v: %w", d.from, d.to, err)
+		if err := f.SetLoss(fault.Flow, 0); err != nil {
+			return fmt.Errorf("healing %v: %w", fault.Flow, err)
 		}
 	}
-	for d, loss := range want {
-		if have[d] == loss {
+	for flow, loss := range want {
+		if have[flow] == loss {
 			continue
 		}
-		if err := f.SetLoss(d.from, d.to, loss); err != nil {
-			return fmt.Errorf("losing packets %v -> %v: %w", d.from, d.to, err)
+		if err := f.SetLoss(flow, loss); err != nil {
+			return fmt.Errorf("losing packets %v: %w", flow, err)
 		}
 	}
 	return nil
@@ -67,12 +66,31 @@ func (b *Bed) openFaults() (*datapath.Faults, error) {
 	return f, nil
 }
 
-// partitions returns the recorded partitions with what each has lost.
-func (b *Bed) partitions(s *State) ([]Partition, error) {
-	list := append([]Partition{}, s.Partitions...)
-	if len(list) == 0 {
-		return list, nil
+// partitions returns the recorded partitions, and the loss on all links, with what each has lost.
+func (b *Bed) partitions(s *State) ([]Partition, Loss, error) {
+	list, everyLink := append([]Partition{}, s.Partitions...), Loss{Percent: s.Loss}
+	if len(list) == 0 && s.Loss == 0 {
+		return list, everyLink, nil
 	}
+	lost, err := b.lost()
+	if err != nil {
+		return nil, everyLink, err
+	}
+	everyLink.Lost = lost[everywhere]
+	for i := range list {
+		losses, err := s.losses(list[i : i+1])
+		if err != nil {
+			return nil, everyLink, err
+		}
+		for flow := range losses {
+			list[i].Lost += lost[flow]
+		}
+	}
+	return list, everyLink, nil
+}
+
+// lost returns how many packets of each flow the underlay has lost.
+func (b *Bed) lost() (map[datapath.Flow]uint64, error) {
 	f, err := datapath.OpenFaults(b.faultsDir())
 	if err != nil {
 		return nil, err
@@ -81,18 +99,9 @@ func (b *Bed) partitions(s *State) ([]Partition, error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	lost := map[direction]uint64{}
+	lost := map[datapath.Flow]uint64{}
 	for _, fault := range now {
-		lost[direction{fault.From, fault.To}] = fault.Lost
+		lost[fault.Flow] = fault.Lost
 	}
-	for i := range list {
-		losses, err := s.losses(list[i : i+1])
-		if err != nil {
-			return nil, err
-		}
-		for d := range losses {
-			list[i].Lost += lost[d]
-		}
-	}
-	return list, nil
+	return lost, nil
 }

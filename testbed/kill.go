@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -12,52 +13,76 @@ import (
 // startTimeout bounds the wait for something that was started again.
 const startTimeout = 30 * time.Second
 
+// Kinds of what can be killed and started.
+const (
+	kindAgent   = "agent"
+	kindKVStore = kvstoreName
+	kindNode    = "node"
+	kindCluster = "cluster"
+)
+
 // Victim names what Kill and Start work on.
 type Victim struct {
-	Kind    string // "agent", "kvstore" or "node"
+	Kind    string // "agent", "kvstore", "node" or "cluster"
 	Cluster string
-	Node    string // empty for a kvstore
+	Node    string // empty for a kvstore and a cluster
 }
 
-// ParseVictim reads agent CLUSTER/NODE, kvstore CLUSTER, or node CLUSTER/NODE.
+// ParseVictim reads agent CLUSTER/NODE, kvstore CLUSTER, node CLUSTER/NODE, or cluster CLUSTER.
 func ParseVictim(kind, where string) (Victim, error) {
 	switch kind {
-	case kvstoreName:
+	case kindKVStore, kindCluster:
 		if err := validateCluster(where); err != nil {
-			return Victim{}, fmt.Errorf("name the cluster whose kvstore is meant: %w", err)
+			return Victim{}, fmt.Errorf("name the cluster that is meant: %w", err)
 		}
 		return Victim{Kind: kind, Cluster: where}, nil
-	case "agent", "node":
+	case kindAgent, kindNode:
 		n, err := ParseNode(where)
 		return Victim{Kind: kind, Cluster: n.Cluster, Node: n.Node}, err
 	}
-	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore or node", kind)
+	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore, node or cluster", kind)
 }
 
 func (v Victim) String() string {
 	return v.Kind + " " + filepath.Join(v.Cluster, v.Node)
 }
 
-// Kill ends an agent, a store or a whole node as kill -9 or a power cut would. A killed node loses its
-// link to the underlay and all of its processes.
+// Kill ends an agent, a store, a whole node or a whole cluster as kill -9 or a power cut would. A killed node loses its
+// link to the underlay and all of its processes, a killed cluster all of its nodes and its store.
 func (b *Bed) Kill(ctx context.Context, v Victim) error {
-	return b.within(ctx, func(s *State) error {
+	_, err := b.killAt(ctx, v)
+	return err
+}
+
+// killAt is Kill; it also returns the moment just before anything was taken away.
+func (b *Bed) killAt(ctx context.Context, v Victim) (at time.Time, err error) {
+	err = b.within(ctx, func(s *State) error {
+		c, err := s.cluster(v.Cluster)
+		if err != nil {
+			return err
+		}
+		at = time.Now()
 		switch v.Kind {
-		case kvstoreName:
-			c, err := s.cluster(v.Cluster)
-			if err != nil {
-				return err
-			}
+		case kindKVStore:
 			return b.killProcess(ctx, s.cgroup(cgroupKVStore(v.Cluster)), c.KVStore.Process, v)
-		case "agent":
+		case kindAgent:
 			n, err := s.node(v.Cluster, v.Node)
 			if err != nil {
 				return err
 			}
 			return b.killProcess(ctx, s.cgroup(cgroupAgent(v.Cluster, v.Node)), n.Agent, v)
 		}
-		return b.killNode(ctx, s, v)
+		m, err := s.machines(v, false)
+		if err != nil {
+			return err
+		}
+		if m.none() {
+			return fmt.Errorf("%v is down already; start it with: clustermesh testbed start %[1]v", v)
+		}
+		at, err = b.powerOff(ctx, s, m)
+		return err
 	})
+	return at, err
 }
 
 func (b *Bed) killProcess(ctx context.Context, cgroup string, p *Process, v Victim) error {
@@ -71,42 +96,103 @@ func (b *Bed) killProcess(ctx context.Context, cgroup string, p *Process, v Vict
 	return nil
 }
 
-func (b *Bed) killNode(ctx context.Context, s *State, v Victim) error {
-	n, err := s.node(v.Cluster, v.Node)
-	if err != nil {
-		return err
-	}
-	if n.Down {
-		return fmt.Errorf("%v is down already; start it with: clustermesh testbed start %[1]v", v)
-	}
-	if err := b.setDown(ctx, v, true); err != nil {
-		return err
-	}
-	// The link first, so that no dying process says goodbye.
-	if err := b.setPort(portName(v.Cluster, v.Node), false); err != nil {
-		return err
-	}
-	if err := killCgroup(ctx, s.cgroup(cgroupNode(v.Cluster, v.Node))); err != nil {
-		return err
-	}
-	if n.Agent != nil {
-		b.exits.of(*n.Agent)
-	}
-	return nil
+// machines are the nodes of one cluster, and perhaps its store, that a power cut hits.
+type machines struct {
+	cluster *ClusterState
+	nodes   []*NodeState
+	store   bool
 }
 
-func (b *Bed) setDown(ctx context.Context, v Victim, down bool) error {
-	return b.update(ctx, func(s *State) error {
+// machines returns those that v means and that are down, or that are not.
+func (s *State) machines(v Victim, down bool) (machines, error) {
+	c, err := s.cluster(v.Cluster)
+	if err != nil {
+		return machines{}, err
+	}
+	m := machines{cluster: c, store: v.Kind == kindCluster && c.KVStore.Down == down}
+	if v.Kind == kindNode {
 		n, err := s.node(v.Cluster, v.Node)
-		if err == nil {
+		if err == nil && n.Down == down {
+			m.nodes = append(m.nodes, n)
+		}
+		return m, err
+	}
+	for i := range c.Nodes {
+		if c.Nodes[i].Down == down {
+			m.nodes = append(m.nodes, &c.Nodes[i])
+		}
+	}
+	return m, nil
+}
+
+func (m machines) none() bool { return len(m.nodes) == 0 && !m.store }
+
+// ports that the machines are plugged into.
+func (m machines) ports() (names []string) {
+	for _, n := range m.nodes {
+		names = append(names, portName(m.cluster.Name, n.Name))
+	}
+	if m.store {
+		names = append(names, portName(m.cluster.Name, kvstoreName))
+	}
+	return names
+}
+
+// powerOff takes the machines' links down, then all of their processes, and returns the moment just before the first link.
+func (b *Bed) powerOff(ctx context.Context, s *State, m machines) (time.Time, error) {
+	if err := b.setDown(ctx, m, true); err != nil {
+		return time.Time{}, err
+	}
+	at := time.Now()
+	// The links first, so that no dying process says goodbye.
+	if err := b.setPorts(m.ports(), false); err != nil {
+		return at, err
+	}
+	errs := new(collector)
+	for _, n := range m.nodes {
+		errs.run(func() error { return killCgroup(ctx, s.cgroup(cgroupNode(m.cluster.Name, n.Name))) })
+	}
+	if m.store {
+		errs.run(func() error { return killCgroup(ctx, s.cgroup(cgroupKVStore(m.cluster.Name))) })
+	}
+	err := errs.wait()
+	for _, n := range m.nodes {
+		if n.Agent != nil {
+			b.exits.of(*n.Agent)
+		}
+	}
+	if p := m.cluster.KVStore.Process; m.store && p != nil {
+		b.exits.of(*p)
+	}
+	return at, err
+}
+
+// setDown records that the machines are down, or no more.
+func (b *Bed) setDown(ctx context.Context, m machines, down bool) error {
+	return b.update(ctx, func(s *State) error {
+		for _, n := range m.nodes {
+			n, err := s.node(m.cluster.Name, n.Name)
+			if err != nil {
+				return err
+			}
 			n.Down = down
+		}
+		c, err := s.cluster(m.cluster.Name)
+		if err == nil && m.store {
+			c.KVStore.Down = down
 		}
 		return err
 	})
 }
 
-// Start starts again what Kill has ended, and waits until it is well. A node comes back with its pods.
+// Start starts again what Kill has ended, and waits until it is well. A node comes back with its pods. Of a cluster everything
+// is started that does not run.
 func (b *Bed) Start(ctx context.Context, v Victim) error {
+	return b.startAt(ctx, v, func(time.Time) {})
+}
+
+// startAt is Start; begun is told the moment when the links are up again, or the process is there.
+func (b *Bed) startAt(ctx context.Context, v Victim, begun func(time.Time)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("%v was not well within %v", v, startTimeout))
 	defer cancel()
 	return b.within(ctx, func(s *State) error {
@@ -114,71 +200,150 @@ func (b *Bed) Start(ctx context.Context, v Victim) error {
 		if err != nil {
 			return err
 		}
-		if v.Kind == kvstoreName {
-			if c.KVStore.Process.alive() {
-				return fmt.Errorf("%v runs already", v)
-			}
-			return b.startKVStore(ctx, s, c)
+		switch v.Kind {
+		case kindCluster:
+			return b.startCluster(ctx, s, v, begun)
+		case kindKVStore:
+			return b.restartKVStore(ctx, s, c, v, begun)
 		}
 		n, err := s.node(v.Cluster, v.Node)
 		if err != nil {
 			return err
 		}
 		switch {
-		case v.Kind == "node":
-			return b.startNode(ctx, s, v, n)
+		case v.Kind == kindNode && !n.Down:
+			return fmt.Errorf("%v is not down", v)
+		case v.Kind == kindNode:
+			return b.startNode(ctx, s, v, begun)
 		case n.Down:
 			return fmt.Errorf("the node of %v is down; start it with: clustermesh testbed start node %s/%s", v, v.Cluster, v.Node)
 		case n.Agent.alive():
 			return fmt.Errorf("%v runs already", v)
 		}
-		return b.restartAgent(ctx, s, v)
+		begun(time.Now())
+		return b.restartAgent(ctx, s, v.Cluster, v.Node)
 	})
 }
 
+func (b *Bed) restartKVStore(ctx context.Context, s *State, c *ClusterState, v Victim, begun func(time.Time)) error {
+	if c.KVStore.Process.alive() {
+		return fmt.Errorf("%v runs already", v)
+	}
+	if c.KVStore.Down {
+		if err := b.powerOn(ctx, machines{cluster: c, store: true}); err != nil {
+			return err
+		}
+	}
+	begun(time.Now())
+	return b.startKVStore(ctx, s, c)
+}
+
+// powerOn plugs machines in again.
+func (b *Bed) powerOn(ctx context.Context, m machines) error {
+	if err := b.setPorts(m.ports(), true); err != nil {
+		return err
+	}
+	return b.setDown(ctx, m, false)
+}
+
 // restartAgent waits for the agent itself, not for stores: one that is down is no fault of the agent.
-func (b *Bed) restartAgent(ctx context.Context, s *State, v Victim) error {
-	p, err := b.launchAgent(ctx, s, v.Cluster, v.Node)
+func (b *Bed) restartAgent(ctx context.Context, s *State, cluster, node string) error {
+	p, err := b.launchAgent(ctx, s, cluster, node)
+	if err != nil {
+		return err
+	}
+	now, err := b.readState()
 	if err != nil {
 		return err
 	}
 	stores := 0
-	for _, c := range s.Clusters {
+	for _, c := range now.Clusters {
 		if c.KVStore.Process.alive() {
 			stores++
 		}
 	}
-	if stores < len(s.Clusters) || len(s.Partitions) > 0 {
-		return b.waitAgentAnswers(ctx, v.Cluster, v.Node, p)
+	if stores < len(now.Clusters) || len(now.Partitions) > 0 || now.Loss > 0 {
+		return b.waitAgentAnswers(ctx, cluster, node, p)
 	}
-	return b.waitAgent(ctx, v.Cluster, v.Node, p, stores)
+	return b.waitAgent(ctx, cluster, node, p, stores)
 }
 
 // startNode brings a node back: its pods' commands before its link, so that no connection finds a pod without its server.
-func (b *Bed) startNode(ctx context.Context, s *State, v Victim, n *NodeState) error {
-	if !n.Down {
-		return fmt.Errorf("%v is not down", v)
+func (b *Bed) startNode(ctx context.Context, s *State, v Victim, begun func(time.Time)) error {
+	m, err := s.machines(v, true)
+	if err != nil {
+		return err
 	}
+	if err := b.startPods(ctx, s, m); err != nil {
+		return err
+	}
+	if err := b.powerOn(ctx, m); err != nil {
+		return err
+	}
+	begun(time.Now())
+	return b.restartAgent(ctx, s, v.Cluster, v.Node)
+}
+
+// startCluster starts all of a cluster that does not run: what was on machines that are down in the order of startNode, and
+// the store ahead of the agents, which wait for it.
+func (b *Bed) startCluster(ctx context.Context, s *State, v Victim, begun func(time.Time)) error {
+	m, err := s.machines(v, true)
+	if err != nil {
+		return err
+	}
+	var agents []string
+	for _, n := range m.cluster.Nodes {
+		if !n.Agent.alive() {
+			agents = append(agents, n.Name)
+		}
+	}
+	storeRuns := m.cluster.KVStore.Process.alive()
+	if m.none() && storeRuns && len(agents) == 0 {
+		return fmt.Errorf("%v is not down: all of it runs", v)
+	}
+	if err := b.startPods(ctx, s, m); err != nil {
+		return err
+	}
+	if err := b.powerOn(ctx, m); err != nil {
+		return err
+	}
+	begun(time.Now())
+	if !storeRuns {
+		if err := b.startKVStore(ctx, s, m.cluster); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, node := range agents {
+		g.Go(func() error { return b.restartAgent(ctx, s, v.Cluster, node) })
+	}
+	return g.Wait()
+}
+
+// startPods starts the commands of the pods on machines that are down, and waits until those that have a port listen on it.
+func (b *Bed) startPods(ctx context.Context, s *State, m machines) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range s.Pods {
 		pod := &s.Pods[i]
-		if pod.Cluster != v.Cluster || pod.Node != v.Node || pod.Process == nil || pod.Process.alive() {
+		if pod.Cluster != m.cluster.Name || !m.has(pod.Node) || pod.Process == nil || pod.Process.alive() {
 			continue
 		}
 		p, err := b.startPod(ctx, s, pod, pod.Address)
 		if err != nil {
-			return err
+			return errors.Join(err, g.Wait())
 		}
 		if pod.ReadyPort != 0 {
 			g.Go(func() error { return b.waitPod(gctx, s, pod, p) })
 		}
 	}
-	if err := b.setPort(portName(v.Cluster, v.Node), true); err != nil {
-		return err
-	}
-	if err := b.setDown(ctx, v, false); err != nil {
-		return err
-	}
-	g.Go(func() error { return b.restartAgent(gctx, s, v) })
 	return g.Wait()
+}
+
+func (m machines) has(node string) bool {
+	for _, n := range m.nodes {
+		if n.Name == node {
+			return true
+		}
+	}
+	return false
 }

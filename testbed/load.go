@@ -21,6 +21,8 @@ const (
 	maxInFlight = 2000
 	// defaultLoadTimeout of one request, connecting included.
 	defaultLoadTimeout = 5 * time.Second
+	// maxFailures that are told one by one.
+	maxFailures = 10_000
 )
 
 // LoadOptions say what to ask and how often.
@@ -45,10 +47,21 @@ type LoadResult struct {
 	// Errors counts the failed requests by reason.
 	Errors map[string]int `json:"errors"`
 	// By counts the answers by who gave them: their X-Served-By up to the first "/".
-	By      map[string]int `json:"by"`
-	Latency Latency        `json:"latencyMs"`
+	By map[string]int `json:"by"`
+	// Servers counts them by the whole X-Served-By.
+	Servers map[string]int `json:"servers"`
+	// Failures are the failed requests in the order of their ends, the first 10,000 of them.
+	Failures []LoadFailure `json:"failures,omitempty"`
+	Latency  Latency       `json:"latencyMs"`
 	// ElapsedMS is the time from the first request to the last answer, in milliseconds.
 	ElapsedMS int64 `json:"elapsedMs"`
+}
+
+// LoadFailure is a request that was not answered.
+type LoadFailure struct {
+	// Sent is when it began, before connecting.
+	Sent  time.Time `json:"sent"`
+	Error string    `json:"error"`
 }
 
 // Latency of the answered requests, in milliseconds.
@@ -66,7 +79,7 @@ func Load(ctx context.Context, o LoadOptions) (*LoadResult, error) {
 	client, closeIdle := o.client()
 	defer closeIdle()
 	began := time.Now()
-	tally := &tally{result: LoadResult{Errors: map[string]int{}, By: map[string]int{}}}
+	tally := &tally{result: LoadResult{Errors: map[string]int{}, By: map[string]int{}, Servers: map[string]int{}}}
 	slots := make(chan struct{}, maxInFlight)
 	var wg sync.WaitGroup
 	for i := 0; o.due(ctx, began, i); i++ {
@@ -79,7 +92,7 @@ func Load(ctx context.Context, o LoadOptions) (*LoadResult, error) {
 			defer func() { <-slots }()
 			sent := time.Now()
 			by, err := ask(client, o.URL)
-			tally.add(by, err, time.Since(sent))
+			tally.add(by, err, sent, time.Since(sent))
 		})
 	}
 	wg.Wait()
@@ -149,8 +162,7 @@ func ask(client *http.Client, url string) (string, error) {
 	if resp.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("status %d", resp.StatusCode)
 	}
-	by, _, _ := strings.Cut(resp.Header.Get(ServedByHeader), "/")
-	return by, nil
+	return resp.Header.Get(ServedByHeader), nil
 }
 
 // tally counts answers as they come.
@@ -160,16 +172,21 @@ type tally struct {
 	latencies []time.Duration
 }
 
-func (t *tally) add(by string, err error, took time.Duration) {
+func (t *tally) add(server string, err error, sent time.Time, took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.result.Requests++
 	if err != nil {
 		t.result.Failed++
 		t.result.Errors[loadError(err)]++
+		if len(t.result.Failures) < maxFailures {
+			t.result.Failures = append(t.result.Failures, LoadFailure{sent, loadError(err)})
+		}
 		return
 	}
+	by, _, _ := strings.Cut(server, "/")
 	t.result.By[by]++
+	t.result.Servers[server]++
 	t.latencies = append(t.latencies, took)
 }
 

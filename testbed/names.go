@@ -96,6 +96,9 @@ func (l layout) faultsDir() string               { return l.path(underlayName, "
 func (l layout) pki(cluster string) string       { return l.path(cluster, "pki") }
 func (l layout) socket(cluster, n string) string { return l.path(cluster, n, "agent.sock") }
 func (l layout) bpffs(cluster, n string) string  { return l.path(cluster, n, "bpf") }
+func (l layout) gossipKey(cluster, n string) string {
+	return l.path(cluster, n, "gossip.key")
+}
 func (l layout) agentLog(cluster, n string) string {
 	return l.path(cluster, n, "agent.log")
 }

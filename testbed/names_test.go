@@ -123,12 +123,13 @@ func TestParseTarget(t *testing.T) {
 func TestParseVictim(t *testing.T) {
 	for in, want := range map[[2]string]Victim{
 		{"agent", "east/node1"}: {"agent", "east", "node1"}, {"node", "east/node1"}: {"node", "east", "node1"}, {"kvstore", "east"}: {"kvstore", "east", ""},
+		{"cluster", "east"}: {"cluster", "east", ""},
 	} {
 		if got, err := ParseVictim(in[0], in[1]); err != nil || got != want {
 			t.Errorf("%v: %+v, %v", in, got, err)
 		}
 	}
-	for _, in := range [][2]string{{"agent", "east"}, {"kvstore", "east/node1"}, {"pod", "east/web"}} {
+	for _, in := range [][2]string{{"agent", "east"}, {"kvstore", "east/node1"}, {"cluster", "east/node1"}, {"pod", "east/web"}} {
 		if _, err := ParseVictim(in[0], in[1]); err == nil {
 			t.Errorf("%v is accepted", in)
 		}

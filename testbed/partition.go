@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"causeway/datapath"
 )
 
 // Partition is a loss of packets between two places of the bed, both ways.
@@ -14,6 +16,8 @@ type Partition struct {
 	// A and B are each a cluster (its nodes and its store) or CLUSTER/NODE.
 	A string `json:"a"`
 	B string `json:"b"`
+	// Port narrows it to the packets that go to a port or come from it; zero: all packets.
+	Port Port `json:"port,omitzero"`
 	// OneWay loses only the packets from A to B.
 	OneWay bool `json:"oneWay,omitempty"`
 	// Loss in percent, above 0 up to 100.
@@ -27,13 +31,32 @@ func (p Partition) String() string {
 	if p.OneWay {
 		arrow = "->"
 	}
-	return fmt.Sprintf("%s %s %s loses %g %%", p.A, arrow, p.B, p.Loss)
+	of := ""
+	if p.Port != (Port{}) {
+		of = fmt.Sprintf(" of %v", p.Port)
+	}
+	return fmt.Sprintf("%s %s %s loses %g %%%s", p.A, arrow, p.B, p.Loss, of)
 }
 
-// Partition loses packets between two places. One that is there already between the same two is replaced.
+// Loss is the loss of packets on every link of the underlay.
+type Loss struct {
+	// Percent of the packets between any two nodes or stores, in each direction by itself.
+	Percent float64 `json:"percent"`
+	// Lost counts the packets lost so far.
+	Lost uint64 `json:"lost"`
+}
+
+func checkLoss(percent float64) error {
+	if !(percent > 0 && percent <= 100) {
+		return fmt.Errorf("a loss of %g %% makes no sense; it is above 0 and at most 100", percent)
+	}
+	return nil
+}
+
+// Partition loses packets between two places. One that is there already between the same two, of the same port, is replaced.
 func (b *Bed) Partition(ctx context.Context, p Partition) error {
-	if !(p.Loss > 0 && p.Loss <= 100) {
-		return fmt.Errorf("a loss of %g %% makes no sense; it is above 0 and at most 100", p.Loss)
+	if err := checkLoss(p.Loss); err != nil {
+		return err
 	}
 	return b.changePartitions(ctx, func(s *State) error {
 		for _, pair := range [][2]string{{p.A, p.B}, {p.B, p.A}} {
@@ -49,7 +72,7 @@ func (b *Bed) Partition(ctx context.Context, p Partition) error {
 		s.Partitions = slices.DeleteFunc(s.Partitions, func(q Partition) bool {
 			same := q.A == p.A && q.B == p.B && (q.OneWay == p.OneWay || !p.OneWay)
 			reverse := q.A == p.B && q.B == p.A && !p.OneWay
-			return same || reverse
+			return (same || reverse) && q.Port == p.Port
 		})
 		s.Partitions = append(s.Partitions, p)
 		return nil
@@ -77,19 +100,33 @@ func (b *Bed) Heal(ctx context.Context, x, y string) error {
 	})
 }
 
-// HealAll takes back every partition.
+// HealAll takes back every partition, and the loss on all links.
 func (b *Bed) HealAll(ctx context.Context) error {
 	return b.changePartitions(ctx, func(s *State) error {
-		s.Partitions = nil
+		s.Partitions, s.Loss = nil, 0
 		return nil
 	})
 }
 
-// changePartitions changes the recorded partitions, then makes the underlay lose what they say.
+// LoseEverywhere loses so many percent of the packets on every link of the underlay, in each direction by itself; 0 ends it.
+// Where a partition loses more, that counts.
+func (b *Bed) LoseEverywhere(ctx context.Context, percent float64) error {
+	if percent != 0 {
+		if err := checkLoss(percent); err != nil {
+			return err
+		}
+	}
+	return b.changePartitions(ctx, func(s *State) error {
+		s.Loss = percent
+		return nil
+	})
+}
+
+// changePartitions changes the recorded partitions and loss, then makes the underlay lose what they say.
 func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) error {
 	return b.within(ctx, func(*State) error {
 		return b.update(ctx, func(s *State) error {
-			before := slices.Clone(s.Partitions)
+			before, lossBefore := slices.Clone(s.Partitions), s.Loss
 			if err := change(s); err != nil {
 				return err
 			}
@@ -97,12 +134,15 @@ func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) e
 			if err != nil {
 				return err
 			}
+			if s.Loss > 0 {
+				want[everywhere] = s.Loss
+			}
 			// What may have been set must be on record, should this process end here.
 			if err := b.writeState(s); err != nil {
 				return err
 			}
 			if err := b.applyLosses(want); err != nil {
-				s.Partitions = before
+				s.Partitions, s.Loss = before, lossBefore
 				return errors.Join(err, b.writeState(s))
 			}
 			return nil
@@ -110,12 +150,12 @@ func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) e
 	})
 }
 
-// direction of packets on the underlay.
-type direction struct{ from, to netip.Addr }
+// everywhere is what a loss on all links is about: one entry, whatever the number of nodes.
+var everywhere = datapath.Flow{}
 
-// losses returns what partitions mean for each pair of addresses; where several meet, the worst counts.
-func (s *State) losses(partitions []Partition) (map[direction]float64, error) {
-	losses := map[direction]float64{}
+// losses returns what partitions mean for each flow; where several meet, the worst counts.
+func (s *State) losses(partitions []Partition) (map[datapath.Flow]float64, error) {
+	losses := map[datapath.Flow]float64{}
 	for _, p := range partitions {
 		as, err := s.addresses(p.A)
 		if err != nil {
@@ -125,14 +165,16 @@ func (s *State) losses(partitions []Partition) (map[direction]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, from := range as {
-			for _, to := range bs {
-				if from == to || slices.Contains(as, to) && slices.Contains(bs, from) {
+		for _, a := range as {
+			for _, b := range bs {
+				if a == b || slices.Contains(as, b) && slices.Contains(bs, a) {
 					continue // both are in both places, as when a cluster is named with itself
 				}
-				losses[direction{from, to}] = max(losses[direction{from, to}], p.Loss)
-				if !p.OneWay {
-					losses[direction{to, from}] = max(losses[direction{to, from}], p.Loss)
+				there := datapath.Flow{From: a, To: b, Protocol: p.Port.Protocol, Port: p.Port.Number}
+				losses[there] = max(losses[there], p.Loss)
+				if back := there; !p.OneWay {
+					back.From, back.To = b, a
+					losses[back] = max(losses[back], p.Loss)
 				}
 			}
 		}

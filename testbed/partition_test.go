@@ -28,6 +28,8 @@ func TestLosses(t *testing.T) {
 			"172.29.1.11>172.29.1.2:100 172.29.1.2>172.29.1.11:100"},
 		{"the worst counts", []Partition{{A: "east/node1", B: "west/node1", Loss: 30}, {A: "west/node1", B: "east/node1", Loss: 50, OneWay: true}},
 			"172.29.1.11>172.29.2.11:30 172.29.2.11>172.29.1.11:50"},
+		{"a port", []Partition{{A: "east/node1", B: "west/node1", Port: Port{"UDP", 7946}, Loss: 100, OneWay: true}},
+			"172.29.1.11>172.29.2.11 UDP/7946:100"},
 		{"the same place", []Partition{{A: "east", B: "east", Loss: 100}}, ""},
 		{"none", nil, ""},
 	} {
@@ -37,8 +39,12 @@ func TestLosses(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			for d, loss := range losses {
-				got = append(got, fmt.Sprintf("%v>%v:%g", d.from, d.to, loss))
+			for flow, loss := range losses {
+				port := ""
+				if flow.Port != 0 {
+					port = fmt.Sprintf(" %s/%d", flow.Protocol, flow.Port)
+				}
+				got = append(got, fmt.Sprintf("%v>%v%s:%g", flow.From, flow.To, port, loss))
 			}
 			slices.Sort(got)
 			if strings.Join(got, " ") != c.want {
@@ -94,6 +100,77 @@ func TestPartitionAndHeal(t *testing.T) {
 	for _, p := range []Partition{{A: "east", B: "east", Loss: 1}, {A: "east", B: "nowhere", Loss: 1}, {A: "east", B: "west"}, {A: "east", B: "west", Loss: 101}} {
 		if err := b.Partition(t.Context(), p); err == nil {
 			t.Errorf("%v was accepted", p)
+		}
+	}
+}
+
+func TestLossEverywhere(t *testing.T) {
+	b := mustUp(t, Options{Clusters: []string{"east"}})
+	for _, percent := range []float64{-1, 101} {
+		if err := b.LoseEverywhere(t.Context(), percent); err == nil {
+			t.Errorf("%v%% was accepted", percent)
+		}
+	}
+	if err := b.LoseEverywhere(t.Context(), 100); err != nil {
+		t.Fatal(err)
+	}
+	if reaches(t, b, "east/node1", "172.29.1.12", false) || reaches(t, b, "east/node2", "172.29.1.2", false) {
+		t.Error("something passes where everything is lost")
+	}
+	st, err := b.Status(t.Context())
+	if err != nil || st.Loss.Percent != 100 || st.Loss.Lost == 0 || len(st.Partitions) != 0 {
+		t.Errorf("status shows %+v, %+v, %v", st.Loss, st.Partitions, err)
+	}
+	if err := b.LoseEverywhere(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if !reaches(t, b, "east/node1", "172.29.1.12", true) {
+		t.Error("packets are still lost")
+	}
+	if err := b.LoseEverywhere(t.Context(), 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.HealAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !reaches(t, b, "east/node1", "172.29.1.12", true) {
+		t.Error("packets are lost after healing everything")
+	}
+}
+
+// Only one port is cut off: whoever listens on another one is still there.
+func TestPartitionOfAPort(t *testing.T) {
+	b := mustUp(t, Options{Clusters: []string{"east"}})
+	if err := b.Partition(t.Context(), Partition{A: "east/node1", B: "east/node2", Port: Port{"TCP", 2379}, Loss: 100}); err != nil {
+		t.Fatal(err)
+	}
+	if reaches(t, b, "east/node1", "172.29.1.12", false) {
+		t.Error("the port is open")
+	}
+	if out, _ := run(t, b, "east/node1", "timeout", "5", "bash", "-c", "exec 3<>/dev/tcp/172.29.1.12/2380"); !strings.Contains(out, "refused") {
+		t.Errorf("another port: %q", out)
+	}
+	st, err := b.Status(t.Context())
+	if err != nil || len(st.Partitions) != 1 || st.Partitions[0].Lost == 0 || st.Partitions[0].String() != "east/node1 <-> east/node2 loses 100 % of tcp/2379" {
+		t.Errorf("status shows %v, %v", st.Partitions, err)
+	}
+	if err := b.Heal(t.Context(), "east/node1", "east/node2"); err != nil {
+		t.Fatal(err)
+	}
+	if !reaches(t, b, "east/node1", "172.29.1.12", true) {
+		t.Error("the port is closed after healing")
+	}
+}
+
+func TestParsePort(t *testing.T) {
+	p, err := ParsePort("udp/7946")
+	text, _ := p.MarshalText()
+	if err != nil || p != (Port{"UDP", 7946}) || string(text) != "udp/7946" {
+		t.Errorf("%+v as %q, %v", p, text, err)
+	}
+	for _, in := range []string{"", "7946", "udp", "udp/", "udp/0", "udp/65536", "sctp/1", "7946/udp"} {
+		if p, err := ParsePort(in); err == nil {
+			t.Errorf("%q is accepted as %v", in, p)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -151,6 +152,65 @@ func TestKillAndStart(t *testing.T) {
 	if !reaches(t, b, "east/node1", "172.29.2.12", true) {
 		t.Error("the node does not answer after its return")
 	}
+}
+
+// A cluster goes as a whole, whatever of it was down before, and comes back as a whole with its pods.
+func TestKillAndStartCluster(t *testing.T) {
+	b := mustUp(t, Options{})
+	ctx := t.Context()
+	west := Victim{Kind: "cluster", Cluster: "west"}
+	if err := b.Start(ctx, west); err == nil || !strings.Contains(err.Error(), "all of it runs") {
+		t.Errorf("a cluster that runs was started: %v", err)
+	}
+	if _, err := b.RunPod(ctx, PodSpec{Cluster: "west", Node: "node2", Name: "web", ReadyPort: 8080, Command: []string{"clustermesh", "serve", "web", ":8080"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []Victim{{Kind: "agent", Cluster: "west", Node: "node2"}, {Kind: "node", Cluster: "west", Node: "node1"}, west} {
+		if err := b.Kill(ctx, v); err != nil {
+			t.Fatalf("killing %v: %v", v, err)
+		}
+	}
+	if err := b.Kill(ctx, west); err == nil || !strings.Contains(err.Error(), "is down already") {
+		t.Errorf("killed twice: %v", err)
+	}
+	for _, p := range mustState(t, b).processes() {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
+		if p.alive() && strings.Contains(string(name), "/west/") {
+			t.Errorf("process %d of west lives: %q", p.PID, name)
+		}
+	}
+	for _, to := range []string{"172.29.2.2", "172.29.2.11", "172.29.2.12"} {
+		if reaches(t, b, "east/node1", to, false) {
+			t.Errorf("%s still answers", to)
+		}
+	}
+	if !reaches(t, b, "east/node1", "172.29.1.12", true) {
+		t.Error("the other cluster is gone too")
+	}
+	if err := b.Start(ctx, west); err != nil {
+		t.Fatal(err)
+	}
+	st, err := b.Status(ctx)
+	if err != nil || !st.OK || len(st.Pods) != 1 || st.Pods[0].State != "running" {
+		t.Errorf("after its return: %+v, %v", st, err)
+	}
+	for _, to := range []string{"172.29.2.2", "172.29.2.11", "172.29.2.12"} {
+		if !reaches(t, b, "east/node1", to, true) {
+			t.Errorf("%s does not answer after its return", to)
+		}
+	}
+
+	t.Run("its store alone", func(t *testing.T) {
+		if err := b.Kill(ctx, west); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Start(ctx, Victim{Kind: "kvstore", Cluster: "west"}); err != nil {
+			t.Fatal(err)
+		}
+		if !reaches(t, b, "east/node1", "172.29.2.2", true) || reaches(t, b, "east/node1", "172.29.2.11", false) {
+			t.Error("not the store, and the store alone, is back")
+		}
+	})
 }
 
 func TestSocketHere(t *testing.T) {

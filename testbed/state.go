@@ -43,6 +43,8 @@ type State struct {
 	Clusters   []ClusterState `json:"clusters"`
 	Pods       []PodState     `json:"pods,omitempty"`
 	Partitions []Partition    `json:"partitions,omitempty"`
+	// Loss in percent of the packets on every link of the underlay.
+	Loss float64 `json:"loss,omitempty"`
 }
 
 // ClusterState is a cluster of the bed.
@@ -57,6 +59,8 @@ type ClusterState struct {
 type KVStoreState struct {
 	Address netip.Addr `json:"address"`
 	Process *Process   `json:"process,omitempty"`
+	// Down is set by Kill of the cluster: its link is down.
+	Down bool `json:"down,omitempty"`
 }
 
 // NodeState is a node of a cluster.
@@ -65,7 +69,7 @@ type NodeState struct {
 	Address netip.Addr   `json:"address"`
 	PodCIDR netip.Prefix `json:"podCIDR"`
 	Agent   *Process     `json:"agent,omitempty"`
-	// Down is set by Kill of the node: its link is down.
+	// Down is set by Kill of the node or of its cluster: its link is down.
 	Down bool `json:"down,omitempty"`
 }
 

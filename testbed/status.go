@@ -24,6 +24,8 @@ type Status struct {
 	Clusters   []ClusterStatus `json:"clusters"`
 	Pods       []PodStatus     `json:"pods"`
 	Partitions []Partition     `json:"partitions"`
+	// Loss on every link of the underlay, which the partitions come on top of.
+	Loss Loss `json:"loss,omitzero"`
 	// Underlay is the network namespace of the switch between the nodes.
 	Underlay string `json:"underlay"`
 }
@@ -66,13 +68,13 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	partitions, err := b.partitions(s)
+	partitions, loss, err := b.partitions(s)
 	if err != nil {
 		return nil, err
 	}
 	st := &Status{
 		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(),
-		Pods: b.podStatuses(s), Partitions: partitions,
+		Pods: b.podStatuses(s), Partitions: partitions, Loss: loss,
 		Clusters: make([]ClusterStatus, len(s.Clusters)),
 	}
 	var g errgroup.Group

@@ -60,7 +60,7 @@ func TestLoad(t *testing.T) {
 	at := serve(t, "east/shop-1")
 	for _, fresh := range []bool{true, false} {
 		r, err := Load(t.Context(), LoadOptions{URL: "http://" + at, Rate: 2000, Requests: 200, NewConnections: fresh})
-		if err != nil || r.Requests != 200 || r.Failed != 0 || r.By["east"] != 200 || r.Latency.P50 <= 0 || r.Latency.P50 > r.Latency.Max {
+		if err != nil || r.Requests != 200 || r.Failed != 0 || r.By["east"] != 200 || r.Servers["east/shop-1"] != 200 || r.Latency.P50 <= 0 || r.Latency.P50 > r.Latency.Max {
 			t.Errorf("new connections %v: %+v, %v", fresh, r, err)
 		}
 	}
@@ -71,8 +71,10 @@ func TestLoad(t *testing.T) {
 }
 
 func TestLoadCountsFailures(t *testing.T) {
+	before := time.Now()
 	r, err := Load(t.Context(), LoadOptions{URL: "http://127.0.0.1:1", Rate: 1000, Requests: 5})
-	if err != nil || r.Failed != 5 || r.Errors["connection refused"] != 5 || len(r.By) != 0 {
+	if err != nil || r.Failed != 5 || r.Errors["connection refused"] != 5 || len(r.By) != 0 ||
+		len(r.Failures) != 5 || r.Failures[0].Error != "connection refused" || r.Failures[0].Sent.Before(before) || r.Failures[0].Sent.After(time.Now()) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	mute, err := net.Listen("tcp", "127.0.0.1:0")

@@ -107,17 +107,27 @@ func configureUplink(h *netlink.Handle, address netip.Addr) error {
 	return h.LinkSetUp(link)
 }
 
-// setPort plugs a port of the underlay in or out.
-func (l layout) setPort(port string, up bool) error {
+// setPorts plugs ports of the underlay in or out, one right after the other.
+func (l layout) setPorts(ports []string, up bool) error {
 	return withHandle(l.underlayNS(), func(h *netlink.Handle) error {
-		link, err := h.LinkByName(port)
-		if err != nil {
-			return fmt.Errorf("finding the underlay's port %s: %w", port, err)
+		links := make([]netlink.Link, len(ports))
+		for i, port := range ports {
+			link, err := h.LinkByName(port)
+			if err != nil {
+				return fmt.Errorf("finding the underlay's port %s: %w", port, err)
+			}
+			links[i] = link
 		}
+		set := h.LinkSetDown
 		if up {
-			return h.LinkSetUp(link)
+			set = h.LinkSetUp
 		}
-		return h.LinkSetDown(link)
+		for i, link := range links {
+			if err := set(link); err != nil {
+				return fmt.Errorf("setting the underlay's port %s: %w", ports[i], err)
+			}
+		}
+		return nil
 	})
 }
 

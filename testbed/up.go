@@ -204,6 +204,7 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {
 		return err
 	}
+	gossipKey := newGossipKey()
 	for _, c := range s.Clusters {
 		for _, dir := range []string{b.path(c.Name, kvstoreName), b.path(c.Name, kvstoreName, "data")} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -212,6 +213,9 @@ func (b *Bed) prepare(s *State, o *Options) error {
 		}
 		for _, n := range c.Nodes {
 			if err := b.prepareNode(s, c, n, o.LogLevel); err != nil {
+				return err
+			}
+			if err := b.writeGossipKey(c.Name, n.Name, gossipKey); err != nil {
 				return err
 			}
 		}

@@ -52,6 +52,34 @@ func TestListDecodesRows(t *testing.T) {
 	}
 }
 
+func TestMembersAreWhatTheAgentSays(t *testing.T) {
+	const answer = `{"enabled":true,"nodes":[{"cluster":"west","node":"node2","state":"dead","quarantined":true,"member":false}],
+		"clusters":[{"cluster":"west","state":"reachable"}],"transitions":[{"subject":"west/node2","from":"suspect","to":"dead"}]}`
+	c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.Path != "/v1/members" {
+			t.Errorf("got %s %s", r.Method, r.URL)
+		}
+		io.WriteString(w, answer)
+	}))
+	asked, err := c.Members(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var watched *Members
+	for watched, err = range c.WatchMembers(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	for _, m := range []*Members{asked, watched} {
+		if !m.Enabled || len(m.Nodes) != 1 || m.Nodes[0].NodeName().String() != "west/node2" || m.Nodes[0].State != identity.NodeDead ||
+			!m.Nodes[0].Quarantined || m.Clusters[0].State != identity.Reachable || m.Transitions[0].To != "dead" {
+			t.Errorf("got %+v", m)
+		}
+	}
+}
+
 func TestRequestsAsTheAgentSeesThem(t *testing.T) {
 	for _, tc := range []struct {
 		name               string

@@ -21,7 +21,7 @@ func newTestbedCommand() *cobra.Command {
   clustermesh testbed down                                     and nothing is left`,
 		newTestbedUpCommand(), newTestbedDownCommand(), newTestbedStatusCommand(),
 		newTestbedPodCommand(), newTestbedExecCommand(),
-		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedHealCommand(),
+		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedFlapCommand(), newTestbedHealCommand(),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its
 own etcd, every node its own agent, and packets really go through VXLAN. It takes root, and

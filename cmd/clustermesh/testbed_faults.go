@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"causeway/testbed"
@@ -11,13 +13,14 @@ import (
 
 func newTestbedKillCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "kill agent|kvstore|node CLUSTER[/NODE]",
-		Short: "Kill an agent, a store or a whole node, as kill -9 or a power cut would",
-		Long: `Kill an agent or a store with kill -9, or cut a whole node off: it loses its link to the underlay and all
-of its processes, the pods' included, at once.`,
+		Use:   "kill agent|kvstore|node|cluster CLUSTER[/NODE]",
+		Short: "Kill an agent, a store, a node or a cluster, as kill -9 or a power cut would",
+		Long: `Kill an agent or a store with kill -9, or cut the power of a whole node: it loses its link to the underlay and all
+of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.`,
 		Example: `  clustermesh testbed kill agent east/node1
   clustermesh testbed kill kvstore west
-  clustermesh testbed kill node west/node2`,
+  clustermesh testbed kill node west/node2
+  clustermesh testbed kill cluster west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
@@ -31,14 +34,15 @@ of its processes, the pods' included, at once.`,
 
 func newTestbedStartCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "start agent|kvstore|node CLUSTER[/NODE]",
+		Use:   "start agent|kvstore|node|cluster CLUSTER[/NODE]",
 		Short: "Start again what was killed, and wait until it is well",
-		Long: `Start an agent, a store or a node again, and wait until it is well. A node comes back with the
-commands of its pods. An agent that cannot reach a store, because that is down or
-cut off, only has to answer.`,
+		Long: `Start an agent, a store, a node or a cluster again, and wait until it is well. A node comes back with the
+commands of its pods. Of a cluster everything is started that does not run. An agent that cannot
+reach a store, because that is down or cut off, only has to answer.`,
 		Example: `  clustermesh testbed start agent east/node1
   clustermesh testbed start kvstore west
-  clustermesh testbed start node west/node2`,
+  clustermesh testbed start node west/node2
+  clustermesh testbed start cluster west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
@@ -77,10 +81,12 @@ func newTestbedPartitionCommand() *cobra.Command {
 		Use:   "partition A B",
 		Short: "Lose packets between two places of the underlay",
 		Long: `Lose packets between A and B, each a cluster (its nodes and its store) or CLUSTER/NODE, until they are
-healed. Everything else goes on.`,
+healed. Everything else goes on. With --port only packets are lost that go to this port of the underlay or come from
+it; what pods send each other travels in the tunnel, udp/4789.`,
 		Example: `  clustermesh testbed partition east west
   clustermesh testbed partition east/node1 west --one-way      only packets from east/node1 to west
-  clustermesh testbed partition east west --loss 30`,
+  clustermesh testbed partition east west --loss 30
+  clustermesh testbed partition east/node1 east/node2 --port udp/7946     gossip over UDP alone`,
 		Args: placesArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.A, p.B = args[0], args[1]
@@ -91,6 +97,7 @@ healed. Everything else goes on.`,
 			return bed.Partition(cmd.Context(), p)
 		},
 	}
+	cmd.Flags().Var(&p.Port, "port", "lose only packets to or from this port of A or B")
 	cmd.Flags().BoolVar(&p.OneWay, "one-way", false, "lose only packets from A to B")
 	cmd.Flags().Float64Var(&p.Loss, "loss", 100, "how many packets are lost, in `percent`")
 	return cmd
@@ -108,7 +115,7 @@ func newTestbedHealCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "heal A B",
 		Short:   "End a partition",
-		Long:    "End the partition between A and B, named as when it was made, in either order.",
+		Long:    "End every partition between A and B, named as when it was made, in either order. All includes the loss on every link.",
 		Example: "  clustermesh testbed heal east west\n  clustermesh testbed heal --all",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all && len(args) == 0 {
@@ -127,6 +134,75 @@ func newTestbedHealCommand() *cobra.Command {
 			return bed.Heal(cmd.Context(), args[0], args[1])
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "end every partition")
+	cmd.Flags().BoolVar(&all, "all", false, "end every partition, and the loss on all links")
+	return cmd
+}
+
+func newTestbedLossCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "loss PERCENT",
+		Short: "Lose packets on every link of the underlay",
+		Long: `Lose so many percent of the packets between any two nodes or stores, until it is set to 0 or healed. Each direction
+loses by itself: at 5 a question and its answer both arrive in 90 % of the cases. Where a partition loses more, that counts.`,
+		Example: "  clustermesh testbed loss 5\n  clustermesh testbed loss 0     none any more",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError("say how many percent are lost: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			percent, err := strconv.ParseFloat(strings.TrimSuffix(args[0], "%"), 64)
+			if err != nil {
+				return usageError("%q is no number of percent", args[0])
+			}
+			bed, err := openBed(cmd)
+			if err != nil {
+				return err
+			}
+			return bed.LoseEverywhere(cmd.Context(), percent)
+		},
+	}
+}
+
+func newTestbedFlapCommand() *cobra.Command {
+	o := testbed.FlapOptions{}
+	cmd := &cobra.Command{
+		Use:   "flap CLUSTER/NODE",
+		Short: "Take a node's link to the underlay down and up again, several times",
+		Long: `Take a node's link to the underlay down and up again, --times or for --duration, whichever ends first. At the
+end the link is up, also after Ctrl-C; a node that is killed meanwhile ends it.`,
+		Example: `  clustermesh testbed flap east/node1 --down 300ms --up 700ms --times 10
+  clustermesh testbed flap east/node1 --duration 1m`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError("name the node: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			node, err := testbed.ParseNode(args[0])
+			if err != nil {
+				return usageError("%w", err)
+			}
+			if o.Duration > 0 && !cmd.Flags().Changed("times") {
+				o.Times = 0
+			}
+			bed, err := openBed(cmd)
+			if err != nil {
+				return err
+			}
+			times, err := bed.Flap(cmd.Context(), node, o)
+			if err != nil {
+				return fmt.Errorf("after %d times down and up: %w", times, err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "the link of %v went down and up %d times, and is up\n", node, times)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&o.Down, "down", 300*time.Millisecond, "how long it is down each time")
+	cmd.Flags().DurationVar(&o.Up, "up", 700*time.Millisecond, "how long it is up each time")
+	cmd.Flags().IntVar(&o.Times, "times", 10, "how many `times` it goes down")
+	cmd.Flags().DurationVar(&o.Duration, "duration", 0, "for how long it goes down, instead of so many times")
 	return cmd
 }

@@ -50,13 +50,24 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 		p.printf("\n")
 		printPods(p, s.Pods)
 	}
+	printFaults(p, s)
+	p.printf("\nEnter a place with: clustermesh testbed exec PLACE -- bash   (the network between them is %q)\n", "underlay")
+}
+
+func printFaults(p *printer, s *testbed.Status) {
+	var faults []string
 	for _, part := range s.Partitions {
-		p.printf("\n%s", p.paint(yellow, "partition: "+part.String()))
+		faults = append(faults, fmt.Sprintf("partition: %v (%d so far)", part, part.Lost))
 	}
-	if len(s.Partitions) > 0 {
+	if s.Loss.Percent > 0 {
+		faults = append(faults, fmt.Sprintf("every link loses %g %% (%d so far)", s.Loss.Percent, s.Loss.Lost))
+	}
+	for _, f := range faults {
+		p.printf("\n%s", p.paint(yellow, f))
+	}
+	if len(faults) > 0 {
 		p.printf("\n")
 	}
-	p.printf("\nEnter a place with: clustermesh testbed exec PLACE -- bash   (the network between them is %q)\n", "underlay")
 }
 
 func pid(n int) string {

@@ -30,10 +30,16 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed pod run east/node1 web --labels app -- ls", exitNotAsked, "KEY=VALUE"},
 		{"testbed pod delete web", exitNotAsked, "like east/web"},
 		{"testbed kill agent east", exitNotAsked, "like east/node1"},
-		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore or node"},
+		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore, node or cluster"},
+		{"testbed kill cluster west/node1", exitNotAsked, "name the cluster"},
 		{"testbed kill kvstore", exitNotAsked, "say what and where"},
 		{"testbed start kvstore east/node1", exitNotAsked, "name the cluster"},
 		{"testbed partition east", exitNotAsked, "two places"},
+		{"testbed partition east west --port 7946", exitNotAsked, "like udp/7946"},
+		{"testbed loss", exitNotAsked, "how many percent"},
+		{"testbed loss some", exitNotAsked, "no number"},
+		{"testbed flap", exitNotAsked, "name the node"},
+		{"testbed flap east", exitNotAsked, "like east/node1"},
 		{"testbed heal", exitNotAsked, "two places"},
 		{"testbed serve", exitNotAsked, "--name"},
 		{"testbed serve --name x --listen nonsense", exitFailed, "listening on nonsense"},
@@ -90,5 +96,16 @@ func TestPodBeingMadeHasNoAddress(t *testing.T) {
 	printPods(&printer{w: &out}, []testbed.PodStatus{{Cluster: "east", Node: "node1", Name: "web", State: "creating"}})
 	if got := strings.Fields(out.String()); len(got) < 9 || got[8] != "-" {
 		t.Errorf("printed %q, want - for the address", out.String())
+	}
+}
+
+func TestStatusShowsFaults(t *testing.T) {
+	var out strings.Builder
+	printFaults(&printer{w: &out}, &testbed.Status{
+		Partitions: []testbed.Partition{{A: "east", B: "west", OneWay: true, Loss: 100, Port: testbed.Port{Protocol: "UDP", Number: 7946}, Lost: 3}},
+		Loss:       testbed.Loss{Percent: 5, Lost: 7},
+	})
+	if want := "\npartition: east -> west loses 100 % of udp/7946 (3 so far)\nevery link loses 5 % (7 so far)\n"; out.String() != want {
+		t.Errorf("got %q", out.String())
 	}
 }
