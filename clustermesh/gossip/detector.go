@@ -69,6 +69,8 @@ type remote struct {
 	examined time.Time
 	vote     identity.ReachState
 	rtt      time.Duration
+	// silent are its nodes that answer no echo while others of it do, and no agent of its own is there to say so.
+	silent []string
 }
 
 // world is what a detector is told of everything else, at each tick.
@@ -116,6 +118,7 @@ type (
 	voteOn struct {
 		cluster string
 		state   identity.ReachState
+		silent  []string
 	}
 )
 
@@ -428,17 +431,32 @@ func (d *detector) cluster(name string, samples map[identity.NodeName]netip.Addr
 	if !examine && r.members > 0 && r.heard {
 		state = identity.Reachable
 	}
-	if state != r.vote && state != "" {
-		r.vote = state
-		actions = append(actions, voteOn{name, state})
+	silent := d.silentIn(samples, state, now)
+	if state != "" && (state != r.vote || !slices.Equal(silent, r.silent)) {
+		r.vote, r.silent = state, silent
+		actions = append(actions, voteOn{name, state, silent})
 	}
 	return actions
+}
+
+// silentIn returns the nodes of a cluster without agents that do not answer: nobody but its peers can notice.
+func (d *detector) silentIn(samples map[identity.NodeName]netip.Addr, state identity.ReachState, now time.Time) (silent []string) {
+	if state != identity.ReachControlPlaneDown {
+		return nil
+	}
+	for name := range samples {
+		if t := d.targets[name]; t != nil && now.Sub(t.life) >= d.timing.ClusterSilence && t.echoes >= d.timing.Echoes {
+			silent = append(silent, name.Node)
+		}
+	}
+	slices.Sort(silent)
+	return silent
 }
 
 // suspicion says in words what is odd about a node, for status.
 func (d *detector) suspicion(name identity.NodeName, now time.Time) string {
 	t := d.targets[name]
-	if t == nil || t.member || t.sent.Before(now.Add(-2*d.timing.Slow)) {
+	if t == nil || t.member || name.Cluster != d.self.Cluster || t.sent.Before(now.Add(-2*d.timing.Slow)) {
 		return ""
 	}
 	if t.answers(d.timing, now) {

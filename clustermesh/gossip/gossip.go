@@ -54,6 +54,8 @@ type Config struct {
 	// Refused is told what was refused of a cluster's messages, and why.
 	Refused func(cluster, key string, reason error)
 	Log     *slog.Logger
+	// transport is for tests; nil is the network.
+	transport func(netip.AddrPort) memberlist.Transport
 }
 
 // Entry is a delta without its signature.
@@ -179,7 +181,7 @@ func New(cfg Config) (*Gossip, error) {
 		problem: map[string]string{}, rows: map[identity.NodeName]identity.Liveness{}, reaches: map[string]identity.Reach{},
 		complete: map[identity.NodeName]completed{}, closing: map[string]bool{}, dirty: true,
 	}
-	g.own = facts{Draining: cfg.Draining, Shared: cfg.Draining, Votes: map[string]identity.ReachState{}, RTTs: map[string]uint32{}}
+	g.own = facts{Draining: cfg.Draining, Shared: cfg.Draining, Votes: map[string]identity.ReachState{}, RTTs: map[string]uint32{}, Silent: map[string][]string{}}
 	g.admitted.Store(&map[identity.NodeName]netip.Addr{cfg.Self: cfg.Address})
 	g.setAck()
 	return g, nil
@@ -222,9 +224,13 @@ func (g *Gossip) open(name string, port uint16, profile Profile) (*pool, error) 
 	if name == clusterPool {
 		label += "/" + g.Self.Cluster
 	}
+	var transport memberlist.Transport
+	if g.transport != nil {
+		transport = g.transport(netip.AddrPortFrom(g.Address, port))
+	}
 	return openPool(poolConfig{
 		name: name, label: label, self: g.Self, address: g.Address, port: port, profile: profile, ring: g.ring,
-		admit: g.admit(name), state: g.state, payload: func() []byte { return *g.ack.Load() }, inbox: g.inbox, log: g.Log,
+		admit: g.admit(name), state: g.state, payload: func() []byte { return *g.ack.Load() }, inbox: g.inbox, transport: transport, log: g.Log,
 	})
 }
 
@@ -387,7 +393,7 @@ func (g *Gossip) tellFacts(now time.Time) {
 }
 
 func cloneFacts(f facts) facts {
-	f.Votes, f.RTTs = maps.Clone(f.Votes), maps.Clone(f.RTTs)
+	f.Votes, f.RTTs, f.Silent = maps.Clone(f.Votes), maps.Clone(f.RTTs), maps.Clone(f.Silent)
 	return f
 }
 
@@ -822,6 +828,10 @@ func (g *Gossip) act(action any, now time.Time) {
 		g.Log.Info("node", "subject", a.subject, "state", a.state, "reason", a.reason, "alone", a.alone)
 	case voteOn:
 		g.own.Votes[a.cluster] = a.state
+		delete(g.own.Silent, a.cluster)
+		if len(a.silent) > 0 {
+			g.own.Silent[a.cluster] = a.silent
+		}
 		g.tellFacts(now)
 		g.Log.Info("cluster", "subject", a.cluster, "state", a.state)
 	}
@@ -900,8 +910,12 @@ func (g *Gossip) live() []identity.NodeName {
 	return live
 }
 
-// sampleSize is how many nodes of another cluster get an echo: its speakers, and some that have another fate.
-const sampleSize = 5
+// sampleSize is how many nodes of another cluster get an echo: its speakers, and some that have another fate; all of them, up to
+// a bound, get one if the cluster has no agent left that would notice when one of them dies.
+const (
+	sampleSize = 5
+	sampleAll  = 256
+)
 
 // samples are the nodes of another cluster whose data path stands for the whole of it.
 func (g *Gossip) samples(cluster string) map[identity.NodeName]netip.Addr {
@@ -916,8 +930,11 @@ func (g *Gossip) samples(cluster string) map[identity.NodeName]netip.Addr {
 		}
 	}
 	out := map[identity.NodeName]netip.Addr{}
-	chosen := speakersOf(speakers)
-	for _, name := range append(chosen, choose("sample", others, sampleSize-len(chosen))...) {
+	chosen, size := speakersOf(speakers), sampleSize
+	if g.own.Votes[cluster] == identity.ReachControlPlaneDown {
+		size = sampleAll
+	}
+	for _, name := range append(chosen, choose("sample", others, size-len(chosen))...) {
 		out[name] = g.book[name].Address
 	}
 	return out

@@ -13,27 +13,32 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/hashicorp/memberlist"
 
 	"causeway/identity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// patience bounds every wait, in fake time; a wait that needs it has failed.
+const patience = 30 * time.Second
 
-// patience bounds every wait; a wait that needs it has failed.
-const patience = 20 * time.Second
+// inFakeTime runs a test whose time passes when nothing else is left to do.
+func inFakeTime(t *testing.T, test func(*testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		// What memberlist leaves behind ends with its timers. This runs last.
+		t.Cleanup(func() { time.Sleep(time.Minute) })
+		test(t)
+	})
+}
 
-// mesh is nodes on loopback addresses, with the real memberlist, and a data path that is told whom it reaches.
+// mesh is nodes with the real memberlist on a network in memory, in fake time.
 type mesh struct {
 	*testing.T
+	net   *network
 	nodes map[string]*node
 	key   []byte
-
-	mu sync.Mutex
-	// off are the nodes whose data path answers nobody.
-	off map[netip.Addr]bool
 }
 
 type node struct {
@@ -43,6 +48,8 @@ type node struct {
 	dir  string
 	stop context.CancelFunc
 	done chan error
+	// drained before the agent was started.
+	drained bool
 
 	mu      sync.Mutex
 	entries map[string]Entry
@@ -55,7 +62,7 @@ type node struct {
 }
 
 func newMesh(t *testing.T) *mesh {
-	return &mesh{T: t, nodes: map[string]*node{}, key: NewKey(), off: map[netip.Addr]bool{}}
+	return &mesh{T: t, net: newNetwork(), nodes: map[string]*node{}, key: NewKey()}
 }
 
 // add makes a node, "CLUSTER/NODE", that is known to all; start starts it.
@@ -65,10 +72,10 @@ func (m *mesh) add(name string) *node {
 	if err != nil {
 		m.Fatal(err)
 	}
-	key := newKey(m)
+	key := newKey(m.T)
 	n := &node{mesh: m, dir: m.TempDir(), entries: map[string]Entry{}, owned: map[string]bool{},
 		lives: map[string]identity.Liveness{}, reaches: map[string]identity.Reach{}, ever: map[string][]identity.LivenessState{}}
-	n.row = identity.Node{Cluster: parsed.Cluster, Name: parsed.Node, Address: netip.AddrFrom4([4]byte{127, 7, 1, byte(len(m.nodes) + 1)}), GossipKey: publicOf(key)}
+	n.row = identity.Node{Cluster: parsed.Cluster, Name: parsed.Node, Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(m.nodes) + 1)}), GossipKey: publicOf(key)}
 	m.nodes[name] = n
 	n.make(key)
 	return n
@@ -91,8 +98,9 @@ func (n *node) make(key ed25519.PrivateKey) {
 	}
 	g, err := New(Config{
 		Self: n.row.NodeName(), Address: n.row.Address, Port: 7946, MeshPort: 7947, Mesh: "test", Peers: peers, KeyFile: keys,
-		SigningKey: key, Incarnation: uint64(time.Now().UnixNano()), Log: slog.New(slog.DiscardHandler),
+		SigningKey: key, Incarnation: uint64(time.Now().UnixNano()), Draining: n.drained, Log: slog.New(slog.DiscardHandler),
 		Echo: n.echo, Deliver: n.deliver, Settled: func(Entry) bool { return false }, Known: n.known, Changed: n.changed,
+		transport: func(a netip.AddrPort) memberlist.Transport { return m.net.open(a) },
 		Refused: func(cluster, key string, reason error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -105,13 +113,10 @@ func (n *node) make(key ed25519.PrivateKey) {
 	n.Gossip = g
 }
 
-// echo comes back at once, unless the data path of either is off.
+// echo comes back if the network lets it, whatever has become of the other's agent.
 func (n *node) echo(to netip.Addr, nonce uint64) error {
-	n.mesh.mu.Lock()
-	lost := n.mesh.off[to] || n.mesh.off[n.row.Address]
-	n.mesh.mu.Unlock()
-	if !lost {
-		n.Answered(to, nonce, time.Now())
+	if n.mesh.net.passes(n.row.Address, to) && n.mesh.net.passes(to, n.row.Address) {
+		time.AfterFunc(2*delay, func() { n.Answered(to, nonce, time.Now()) })
 	}
 	return nil
 }
@@ -237,28 +242,28 @@ func (n *node) end() {
 	}
 }
 
-// kill ends an agent without a word: its pools fall silent first.
-func (n *node) kill() {
-	n.mu.Lock()
-	pools := n.pools
-	n.mu.Unlock()
-	n.Gossip.mu.Lock()
-	n.Gossip.pools = map[string]*pool{}
-	n.Gossip.own.Stopping = true
-	n.Gossip.ledger = newLedger()
-	n.Gossip.mu.Unlock()
-	for _, p := range pools {
-		if err := p.close(false); err != nil {
-			n.mesh.Error(err)
-		}
-	}
+// killAgent ends an agent without a word: nothing that it says at its end gets out.
+func (m *mesh) killAgent(name string) {
+	n := m.nodes[name]
+	m.net.power(n.row.Address, false)
+	n.end()
+	m.net.power(n.row.Address, true)
+}
+
+// killNode cuts a node's power.
+func (m *mesh) killNode(name string) {
+	n := m.nodes[name]
+	m.net.power(n.row.Address, false)
 	n.end()
 }
 
-func (m *mesh) setDataPath(name string, on bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.off[m.nodes[name].row.Address] = !on
+// restart starts a node that was killed, or its agent.
+func (m *mesh) restart(name string) {
+	n := m.nodes[name]
+	m.net.power(n.row.Address, true)
+	n.make(n.SigningKey)
+	n.SetNodes(m.rows())
+	n.run()
 }
 
 // eventually waits until problem returns "".
@@ -309,251 +314,263 @@ func threeByThree(t *testing.T) *mesh {
 
 // TestNodeDies: known everywhere, by nodes of all clusters, and gone again when it is back.
 func TestNodeDies(t *testing.T) {
-	m := threeByThree(t)
-	victim := m.nodes["west/n2"]
-	m.setDataPath("west/n2", false)
-	killed := time.Now()
-	victim.kill()
-	m.all("west/n2", identity.NodeSuspect, "west/n2")
-	t.Logf("known everywhere after %v", time.Since(killed).Round(time.Millisecond))
-	for name, n := range m.nodes {
-		if life := n.life("west/n2"); name != "west/n2" && (!life.Quarantined || life.Reason == "" || !strings.HasPrefix(life.By, "west/")) {
-			t.Errorf("%s: %+v", name, life)
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		killed := time.Now()
+		m.killNode("west/n2")
+		m.all("west/n2", identity.NodeSuspect, "west/n2")
+		t.Logf("known everywhere after %v", time.Since(killed).Round(time.Millisecond))
+		for name, n := range m.nodes {
+			if life := n.life("west/n2"); name != "west/n2" && (!life.Quarantined || life.Reason == "" || !strings.HasPrefix(life.By, "west/")) {
+				t.Errorf("%s: %+v", name, life)
+			}
 		}
-	}
-	m.all("west/n2", identity.NodeDead, "west/n2")
+		m.all("west/n2", identity.NodeDead, "west/n2")
 
-	m.setDataPath("west/n2", true)
-	m.all("west/n2", identity.NodeAgentDown, "west/n2")
-	victim.make(victim.SigningKey)
-	victim.SetNodes(m.rows())
-	victim.run()
-	m.all("west/n2", identity.NodeAlive)
+		m.net.power(m.nodes["west/n2"].row.Address, true)
+		m.all("west/n2", identity.NodeAgentDown, "west/n2")
+		m.restart("west/n2")
+		m.all("west/n2", identity.NodeAlive)
+	})
 }
 
 // TestAgentDies: the node stays in service, and is watched on.
 func TestAgentDies(t *testing.T) {
-	m := threeByThree(t)
-	m.nodes["west/n2"].kill()
-	m.all("west/n2", identity.NodeAgentDown, "west/n2")
-	for name, n := range m.nodes {
-		n.mu.Lock()
-		if name != "west/n2" && (n.lives["west/n2"].Quarantined || slices.Contains(n.ever["west/n2"], identity.NodeSuspect)) {
-			t.Errorf("%s took its backends out of service: %v", name, n.ever["west/n2"])
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		m.killAgent("west/n2")
+		m.all("west/n2", identity.NodeAgentDown, "west/n2")
+		for name, n := range m.nodes {
+			n.mu.Lock()
+			if name != "west/n2" && (n.lives["west/n2"].Quarantined || slices.Contains(n.ever["west/n2"], identity.NodeSuspect)) {
+				t.Errorf("%s took its backends out of service: %v", name, n.ever["west/n2"])
+			}
+			n.mu.Unlock()
 		}
-		n.mu.Unlock()
-	}
-	m.setDataPath("west/n2", false)
-	m.all("west/n2", identity.NodeSuspect, "west/n2")
+		m.net.power(m.nodes["west/n2"].row.Address, false)
+		m.all("west/n2", identity.NodeSuspect, "west/n2")
+	})
 }
 
 // TestAgentStops: as planned, and announced.
 func TestAgentStops(t *testing.T) {
-	m := threeByThree(t)
-	m.nodes["west/n2"].end()
-	m.all("west/n2", identity.NodeAgentDown, "west/n2")
-	if life := m.nodes["east/n1"].life("west/n2"); !strings.Contains(life.Reason, "announced") || life.Quarantined {
-		t.Errorf("%+v", life)
-	}
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		m.nodes["west/n2"].end()
+		m.all("west/n2", identity.NodeAgentDown, "west/n2")
+		if life := m.nodes["east/n1"].life("west/n2"); !strings.Contains(life.Reason, "announced") || life.Quarantined {
+			t.Errorf("%+v", life)
+		}
+	})
 }
 
 // TestDrain: out of service while the agent runs, and left when it stops.
 func TestDrain(t *testing.T) {
-	m := threeByThree(t)
-	if told := m.nodes["west/n2"].Drain(true); told < 2 {
-		t.Errorf("%d have acknowledged", told)
-	}
-	quarantined := func(want bool) {
-		t.Helper()
-		m.eventually("drained", func() string {
-			for name, n := range m.nodes {
-				if life := n.life("west/n2"); life.Quarantined != want || life.Draining != want {
-					return fmt.Sprintf("%s: %+v", name, life)
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		if told := m.nodes["west/n2"].Drain(true); told < 2 {
+			t.Errorf("%d have acknowledged", told)
+		}
+		quarantined := func(want bool) {
+			t.Helper()
+			m.eventually("drained", func() string {
+				for name, n := range m.nodes {
+					if life := n.life("west/n2"); life.Quarantined != want || life.Draining != want {
+						return fmt.Sprintf("%s: %+v", name, life)
+					}
 				}
-			}
-			return ""
-		})
-	}
-	quarantined(true)
-	m.nodes["west/n2"].Drain(false)
-	quarantined(false)
-	m.nodes["west/n2"].Drain(true)
-	quarantined(true)
-	m.nodes["west/n2"].end()
-	m.all("west/n2", identity.NodeLeft, "west/n2")
+				return ""
+			})
+		}
+		quarantined(true)
+		m.nodes["west/n2"].Drain(false)
+		quarantined(false)
+		m.nodes["west/n2"].Drain(true)
+		quarantined(true)
+		m.nodes["west/n2"].end()
+		m.all("west/n2", identity.NodeLeft, "west/n2")
+	})
 }
 
 // TestClusterDies: out of reach for the others, each by its own speakers' votes, and back when it answers.
 func TestClusterDies(t *testing.T) {
-	m := threeByThree(t)
-	west := []string{"west/n1", "west/n2", "west/n3"}
-	reach := func(want identity.ReachState) {
-		t.Helper()
-		m.eventually("west is "+string(want), func() string {
-			for name, n := range m.nodes {
-				if r := n.reachOf("west"); !slices.Contains(west, name) && r.State != want {
-					return fmt.Sprintf("%s finds it %q (%s)", name, r.State, r.Reason)
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		west := []string{"west/n1", "west/n2", "west/n3"}
+		reach := func(want identity.ReachState) {
+			t.Helper()
+			m.eventually("west is "+string(want), func() string {
+				for name, n := range m.nodes {
+					if r := n.reachOf("west"); !slices.Contains(west, name) && r.State != want {
+						return fmt.Sprintf("%s finds it %q (%s)", name, r.State, r.Reason)
+					}
 				}
-			}
-			return ""
-		})
-	}
-	killed := time.Now()
-	for _, name := range west {
-		m.setDataPath(name, false)
-	}
-	for _, name := range west {
-		m.nodes[name].kill()
-	}
-	reach(identity.Unreachable)
-	t.Logf("known everywhere after %v", time.Since(killed).Round(time.Millisecond))
-	if life := m.nodes["north/n1"].life("west/n1"); !life.Quarantined {
-		t.Errorf("%+v", life)
-	}
-	healed := time.Now()
-	for _, name := range west {
-		m.setDataPath(name, true)
-	}
-	reach(identity.ReachControlPlaneDown)
-	t.Logf("back after %v", time.Since(healed).Round(time.Millisecond))
-	if life := m.nodes["north/n1"].life("west/n1"); life.Quarantined {
-		t.Errorf("%+v", life)
-	}
+				return ""
+			})
+		}
+		killed := time.Now()
+		for _, name := range west {
+			m.net.power(m.nodes[name].row.Address, false)
+		}
+		for _, name := range west {
+			m.killNode(name)
+		}
+		reach(identity.Unreachable)
+		t.Logf("known everywhere after %v", time.Since(killed).Round(time.Millisecond))
+		if life := m.nodes["north/n1"].life("west/n1"); !life.Quarantined {
+			t.Errorf("%+v", life)
+		}
+		healed := time.Now()
+		for _, name := range west {
+			m.net.power(m.nodes[name].row.Address, true)
+		}
+		reach(identity.ReachControlPlaneDown)
+		t.Logf("back after %v", time.Since(healed).Round(time.Millisecond))
+		if life := m.nodes["north/n1"].life("west/n1"); life.Quarantined {
+			t.Errorf("%+v", life)
+		}
+	})
 }
 
 // TestEntries: what a node writes comes to all, and goes from all; what it does not own does not count.
 func TestEntries(t *testing.T) {
-	m := threeByThree(t)
-	owner := m.nodes["west/n1"]
-	key := "addresses/west/10.2.1.5"
-	owner.owned[key] = true
-	owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
-	have := func(withdrawn bool) {
-		t.Helper()
-		m.eventually("the entry", func() string {
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		owner := m.nodes["west/n1"]
+		key := "addresses/west/10.2.1.5"
+		owner.owned[key] = true
+		owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
+		have := func(withdrawn bool) {
+			t.Helper()
+			m.eventually("the entry", func() string {
+				for name, n := range m.nodes {
+					if e, ok := n.entry(key); n != owner && (!ok || e.Withdrawn != withdrawn || e.Node.String() != "west/n1") {
+						return fmt.Sprintf("%s has %+v", name, e)
+					}
+				}
+				return ""
+			})
+		}
+		have(false)
+		// A large one does not fit a packet.
+		large := "slices/west/web/shop/n1"
+		owner.owned[large] = true
+		owner.Publish(Entry{Key: large, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 6}, Value: make([]byte, 20000)})
+		m.eventually("the large entry", func() string {
 			for name, n := range m.nodes {
-				if e, ok := n.entry(key); n != owner && (!ok || e.Withdrawn != withdrawn || e.Node.String() != "west/n1") {
-					return fmt.Sprintf("%s has %+v", name, e)
+				if e, ok := n.entry(large); n != owner && (!ok || len(e.Value) != 20000) {
+					return name + " lacks it"
 				}
 			}
 			return ""
 		})
-	}
-	have(false)
-	// A large one does not fit a packet.
-	large := "slices/west/web/shop/n1"
-	owner.owned[large] = true
-	owner.Publish(Entry{Key: large, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 6}, Value: make([]byte, 20000)})
-	m.eventually("the large entry", func() string {
-		for name, n := range m.nodes {
-			if e, ok := n.entry(large); n != owner && (!ok || len(e.Value) != 20000) {
-				return name + " lacks it"
-			}
-		}
-		return ""
-	})
-	owner.mu.Lock()
-	delete(owner.owned, key)
-	owner.mu.Unlock()
-	owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Withdrawn: true})
-	have(true)
+		owner.mu.Lock()
+		delete(owner.owned, key)
+		owner.mu.Unlock()
+		owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Withdrawn: true})
+		have(true)
 
-	// A liar: another node's slice.
-	liar := m.nodes["west/n2"]
-	liar.Publish(Entry{Key: large, Version: identity.Version{Incarnation: liar.Incarnation + 1<<40, Sequence: 1}, Value: []byte("lie")})
-	m.eventually("the lie is refused", func() string {
-		n := m.nodes["west/n3"]
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if !slices.ContainsFunc(n.refused, func(s string) bool { return strings.Contains(s, "only speak for itself") }) {
-			return fmt.Sprint(n.refused)
+		// A liar: another node's slice.
+		liar := m.nodes["west/n2"]
+		liar.Publish(Entry{Key: large, Version: identity.Version{Incarnation: liar.Incarnation + 1<<40, Sequence: 1}, Value: []byte("lie")})
+		m.eventually("the lie is refused", func() string {
+			n := m.nodes["west/n3"]
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if !slices.ContainsFunc(n.refused, func(s string) bool { return strings.Contains(s, "only speak for itself") }) {
+				return fmt.Sprint(n.refused)
+			}
+			return ""
+		})
+		if e, _ := m.nodes["east/n1"].entry(large); len(e.Value) != 20000 {
+			t.Errorf("the lie was believed: %+v", e)
 		}
-		return ""
 	})
-	if e, _ := m.nodes["east/n1"].entry(large); len(e.Value) != 20000 {
-		t.Errorf("the lie was believed: %+v", e)
-	}
 }
 
 // TestLateComer learns by an exchange what was said before it came.
 func TestLateComer(t *testing.T) {
-	m := newMesh(t)
-	for _, name := range []string{"east/n1", "east/n2", "west/n1"} {
-		m.add(name)
-	}
-	m.start()
-	owner := m.nodes["west/n1"]
-	owner.owned["addresses/west/10.2.1.5"] = true
-	owner.Publish(Entry{Key: "addresses/west/10.2.1.5", Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
-	m.eventually("the entry", func() string {
-		if _, ok := m.nodes["east/n2"].entry("addresses/west/10.2.1.5"); !ok {
-			return "east/n2 lacks it"
+	inFakeTime(t, func(t *testing.T) {
+		m := newMesh(t)
+		for _, name := range []string{"east/n1", "east/n2", "west/n1"} {
+			m.add(name)
 		}
-		return ""
-	})
-	late := m.add("east/n3")
-	for _, n := range m.nodes {
-		n.SetNodes(m.rows())
-	}
-	late.run()
-	m.eventually("the late-comer has it", func() string {
-		if _, ok := late.entry("addresses/west/10.2.1.5"); !ok {
-			return "it lacks it"
+		m.start()
+		owner := m.nodes["west/n1"]
+		owner.owned["addresses/west/10.2.1.5"] = true
+		owner.Publish(Entry{Key: "addresses/west/10.2.1.5", Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
+		m.eventually("the entry", func() string {
+			if _, ok := m.nodes["east/n2"].entry("addresses/west/10.2.1.5"); !ok {
+				return "east/n2 lacks it"
+			}
+			return ""
+		})
+		late := m.add("east/n3")
+		for _, n := range m.nodes {
+			n.SetNodes(m.rows())
 		}
-		return ""
+		late.run()
+		m.eventually("the late-comer has it", func() string {
+			if _, ok := late.entry("addresses/west/10.2.1.5"); !ok {
+				return "it lacks it"
+			}
+			return ""
+		})
 	})
 }
 
 // TestKeyring: a key is changed without interruption, and no step can be taken too early.
 func TestKeyring(t *testing.T) {
-	m := threeByThree(t)
-	n := m.nodes["east/n1"]
-	old := Fingerprint(m.key)
-	next := NewKey()
-	fresh := Fingerprint(next)
-	if err := n.UseKey(fresh); err == nil {
-		t.Error("a key that nobody has was used")
-	}
-	if err := n.AddKey(next); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.AddKey(next); err == nil {
-		t.Error("a key was added twice")
-	}
-	try := func(what string, f func() error) {
-		t.Helper()
-		m.eventually(what, func() string {
-			if err := f(); err != nil {
-				return err.Error()
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		n := m.nodes["east/n1"]
+		old := Fingerprint(m.key)
+		next := NewKey()
+		fresh := Fingerprint(next)
+		if err := n.UseKey(fresh); err == nil {
+			t.Error("a key that nobody has was used")
+		}
+		if err := n.AddKey(next); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.AddKey(next); err == nil {
+			t.Error("a key was added twice")
+		}
+		try := func(what string, f func() error) {
+			t.Helper()
+			m.eventually(what, func() string {
+				if err := f(); err != nil {
+					return err.Error()
+				}
+				return ""
+			})
+		}
+		try("use", func() error { return n.UseKey(fresh) })
+		if err := n.RemoveKey(fresh); err == nil {
+			t.Error("the key that encrypts was removed")
+		}
+		try("remove", func() error { return n.RemoveKey(old) })
+		m.eventually("all have the new key alone", func() string {
+			for name, n := range m.nodes {
+				if o := n.Overview().Keys; len(o) != 1 || o[0].Fingerprint != fresh {
+					return fmt.Sprintf("%s: %+v", name, o)
+				}
+				if keys, err := keyFile(n.KeyFile).read(); err != nil || len(keys) != 1 || Fingerprint(keys[0]) != fresh {
+					return fmt.Sprintf("%s: the file: %v", name, err)
+				}
 			}
 			return ""
 		})
-	}
-	try("use", func() error { return n.UseKey(fresh) })
-	if err := n.RemoveKey(fresh); err == nil {
-		t.Error("the key that encrypts was removed")
-	}
-	try("remove", func() error { return n.RemoveKey(old) })
-	m.eventually("all have the new key alone", func() string {
 		for name, n := range m.nodes {
-			if o := n.Overview().Keys; len(o) != 1 || o[0].Fingerprint != fresh {
-				return fmt.Sprintf("%s: %+v", name, o)
+			n.mu.Lock()
+			for of, ever := range n.ever {
+				if len(ever) > 1 {
+					t.Errorf("%s saw %s as %v", name, of, ever)
+				}
 			}
-			if keys, err := keyFile(n.KeyFile).read(); err != nil || len(keys) != 1 || Fingerprint(keys[0]) != fresh {
-				return fmt.Sprintf("%s: the file: %v", name, err)
-			}
+			n.mu.Unlock()
 		}
-		return ""
 	})
-	for name, n := range m.nodes {
-		n.mu.Lock()
-		for of, ever := range n.ever {
-			if len(ever) > 1 {
-				t.Errorf("%s saw %s as %v", name, of, ever)
-			}
-		}
-		n.mu.Unlock()
-	}
 }
 
 func TestKeyFile(t *testing.T) {

@@ -89,6 +89,7 @@ func TestQuarantine(t *testing.T) {
 		name     string
 		nodes    map[string]NodeView
 		votes    map[string][]identity.ReachState
+		silent   map[string]int
 		want     string
 		clusters string
 	}{
@@ -107,10 +108,17 @@ func TestQuarantine(t *testing.T) {
 		{name: "one of two says so", votes: map[string][]identity.ReachState{"west": {off, up}}},
 		{name: "the only one says so", clusters: "west", votes: map[string][]identity.ReachState{"west": {off}}},
 		{name: "only its control plane is gone", votes: map[string][]identity.ReachState{"west": {down, down, down}}},
+		{name: "a node dies in a cluster without agents", want: "west/n1", votes: map[string][]identity.ReachState{"west": {down, down, down}},
+			silent: map[string]int{"west/n1": 2, "west/n2": 1}, nodes: map[string]NodeView{"west/n1": {State: identity.NodeAlive, Known: true}, "west/n2": {State: identity.NodeAlive, Known: true}}},
+		{name: "its cluster's agents are back and know better", votes: map[string][]identity.ReachState{"west": {up, down, down}},
+			silent: map[string]int{"west/n1": 2}, nodes: map[string]NodeView{"west/n1": {State: identity.NodeAlive, Known: true}}},
 		{name: "the own cluster cannot be out of reach", votes: map[string][]identity.ReachState{"east": {off, off, off}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := View{Self: self, Nodes: map[identity.NodeName]NodeView{}, Votes: c.votes}
+			v := View{Self: self, Nodes: map[identity.NodeName]NodeView{}, Votes: c.votes, Silent: map[identity.NodeName]int{}}
+			for name, n := range c.silent {
+				v.Silent[node(name)] = n
+			}
 			for name, n := range c.nodes {
 				v.Nodes[node(name)] = n
 			}

@@ -59,4 +59,6 @@ func (p Profile) Apply(c *memberlist.Config) {
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = p.ProbeInterval, p.ProbeTimeout, p.SuspicionMult
 	c.GossipInterval, c.GossipNodes, c.PushPullInterval = p.GossipInterval, p.GossipNodes, p.PushPullInterval
 	c.TCPTimeout = max(2*time.Second, 10*p.ProbeTimeout)
+	// Compressing packets of a hundred bytes takes most of the time of sending them, and gains nothing.
+	c.EnableCompression = false
 }

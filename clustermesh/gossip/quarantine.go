@@ -21,6 +21,8 @@ type View struct {
 	Nodes map[identity.NodeName]NodeView
 	// Votes on each other cluster, by the live speakers of the own one that have one.
 	Votes map[string][]identity.ReachState
+	// Silent counts, by node of a cluster without agents, the speakers of the own cluster that it does not answer.
+	Silent map[identity.NodeName]int
 }
 
 // Quarantine returns the nodes and the clusters whose backends get no new connections, each with the reason in a
@@ -36,6 +38,11 @@ func Quarantine(v View) (nodes map[identity.NodeName]string, clusters map[string
 		case name == v.Self:
 		case n.State == identity.NodeSuspect, n.State == identity.NodeDead:
 			nodes[name] = "it is " + string(n.State)
+		default:
+			votes := v.Votes[name.Cluster]
+			if state, _ := Reach(votes); state == identity.ReachControlPlaneDown && v.Silent[name]*2 > len(votes) {
+				nodes[name] = fmt.Sprintf("it answers %d of this cluster's %d speakers not, and its own cluster has no agent left to say so", v.Silent[name], len(votes))
+			}
 		}
 	}
 	for cluster, votes := range v.Votes {

@@ -16,6 +16,8 @@ type facts struct {
 	Stopping bool `cbor:"3,keyasint,omitempty"`
 	// Votes of a speaker on the way to each other cluster.
 	Votes map[string]identity.ReachState `cbor:"4,keyasint,omitempty"`
+	// Silent are the nodes that do not answer a speaker in clusters without any agent, which cannot say so themselves.
+	Silent map[string][]string `cbor:"11,keyasint,omitempty"`
 	// RTTs of a speaker to each other cluster, in microseconds.
 	RTTs map[string]uint32 `cbor:"5,keyasint,omitempty"`
 	// Keys are the fingerprints of the gossip keys that it holds, the one that it encrypts with first. A speaker's
@@ -61,7 +63,7 @@ func decodeFacts(d *Delta) (f facts, err error) {
 	if err := decode(d.Value, &f); err != nil {
 		return f, fmt.Errorf("%s: %w", d.Key, err)
 	}
-	if len(f.Votes) > 255 || len(f.RTTs) > 255 || len(f.Keys) > maxKeys || len(f.ClusterKeys) > maxKeys {
+	if len(f.Votes) > 255 || len(f.Silent) > 255 || len(f.RTTs) > 255 || len(f.Keys) > maxKeys || len(f.ClusterKeys) > maxKeys {
 		return f, fmt.Errorf("%s: more than a mesh can have", d.Key)
 	}
 	return f, nil

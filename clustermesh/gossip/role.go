@@ -60,6 +60,7 @@ func (g *Gossip) closeMesh(now time.Time) {
 	g.own.Speaker = false
 	clear(g.own.Votes)
 	clear(g.own.RTTs)
+	clear(g.own.Silent)
 	g.own.Coordinate, g.own.ClusterKeys = nil, nil
 	g.tellFacts(now) // through the mesh too, before it is left
 	for cluster := range g.detector.clusters {

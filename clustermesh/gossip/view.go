@@ -55,7 +55,7 @@ func (g *Gossip) note(t Transition) {
 
 // view is what the quarantine follows from.
 func (g *Gossip) view() View {
-	v := View{Self: g.Self, Nodes: map[identity.NodeName]NodeView{}, Votes: map[string][]identity.ReachState{}}
+	v := View{Self: g.Self, Nodes: map[identity.NodeName]NodeView{}, Votes: map[string][]identity.ReachState{}, Silent: map[identity.NodeName]int{}}
 	for name := range g.book {
 		v.Nodes[name] = NodeView{State: g.stateOf(name), Draining: g.facts[name].Draining, Known: true}
 	}
@@ -69,6 +69,11 @@ func (g *Gossip) view() View {
 		}
 		for cluster, vote := range f.Votes {
 			v.Votes[cluster] = append(v.Votes[cluster], vote)
+		}
+		for cluster, nodes := range f.Silent {
+			for _, node := range nodes {
+				v.Silent[identity.NodeName{Cluster: cluster, Node: node}]++
+			}
 		}
 	}
 	return v
@@ -89,7 +94,7 @@ func (g *Gossip) row(name identity.NodeName, quarantined, cluster string) identi
 	if _, private := g.private[name]; private {
 		row.By = g.Self.String()
 	}
-	if row.Reason == "" && quarantined != "" {
+	if quarantined != "" && !(row.State == identity.NodeSuspect || row.State == identity.NodeDead) {
 		row.Reason = quarantined
 	}
 	if cluster != "" {
