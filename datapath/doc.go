@@ -5,7 +5,7 @@
 // The programs, each with its attach point:
 //
 //	bpf/pod.c      tc ingress on the node's end of every pod's veth
-//	bpf/overlay.c  tc ingress and egress on the VXLAN device
+//	bpf/overlay.c  tc ingress and egress on the VXLAN device; answers echoes
 //	bpf/socket.c   the cgroup's connect, sendmsg, recvmsg, getpeername hooks
 //	bpf/fault.c    tc ingress in the test-bed's underlay, to lose packets
 //

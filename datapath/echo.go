@@ -125,7 +125,8 @@ func (e *Echo) forget() error {
 }
 
 // Send asks the node at the underlay address, and doesn't wait. The nonce comes back in the answer. An
-// error means that the kernel refused to send; that it sent doesn't mean that the packet left the node.
+// error means that the kernel refused to send, as it does (EAGAIN) while too many requests wait for the device; none doesn't
+// mean that the packet left the node.
 func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 	node = node.Unmap()
 	if !node.Is4() {

@@ -82,10 +82,10 @@ func (c slotsCase) others() []lb.Target {
 	return slices.DeleteFunc(slices.Clone(c.before), func(t lb.Target) bool { return t.TargetKey == c.change.TargetKey })
 }
 
-// slotsCases has every change to every service of up to three active and two quarantined local backends, with a
+// slotsCases has every change to every service of up to two active and two quarantined local backends, with a
 // remote one of either kind or none.
 func slotsCases() (cases []slotsCase) {
-	for active := range 4 {
+	for active := range 3 {
 		for inQuarantine := range 3 {
 			for remote := range 3 {
 				before := serviceWith(active, inQuarantine, remote)

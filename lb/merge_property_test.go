@@ -100,7 +100,8 @@ func (w world) targets(self string) map[Target]bool {
 		for _, p := range b.Ports {
 			for _, sp := range theirs.Ports {
 				if sp.Name == p.Name && sp.Protocol == p.Protocol {
-					all[Target{TargetKey{PortKey{b.Service, p.Name, p.Protocol}, b.Address, p.Port}, b.Cluster, b.ClusterID, b.Node, b.Cluster == self}] = true
+					key := TargetKey{PortKey{b.Service, p.Name, p.Protocol}, b.Address, p.Port}
+					all[Target{TargetKey: key, Cluster: b.Cluster, ClusterID: b.ClusterID, Node: b.Node, Local: b.Cluster == self}] = true
 				}
 			}
 		}
