@@ -22,7 +22,7 @@ func newTestbedCommand(e *env) *cobra.Command {
 		newTestbedUpCommand(), newTestbedDownCommand(), newTestbedStatusCommand(),
 		newTestbedPodCommand(), newTestbedExecCommand(),
 		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedFlapCommand(), newTestbedHealCommand(),
-		newTestbedScenarioCommand(e),
+		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its
 own etcd, every node its own agent, and packets really go through VXLAN. It takes root, and
