@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -52,6 +53,10 @@ type agent struct {
 	pods     *endpoints
 	balancer *balance
 	node     identity.Node
+	// life is gossip, echo what it asks the data path with, signingKey what it signs with; nil without a gossip key.
+	life       *life
+	echo       *datapath.Echo
+	signingKey ed25519.PrivateKey
 
 	mu     sync.Mutex
 	synced map[identity.ClusterID]bool
@@ -65,7 +70,8 @@ type agent struct {
 // Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
 //
 // Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, the
-// followers (this cluster's store and each peer's), local (what this node owns), balance (what it translates). Reconcilers
+// followers (this cluster's store and each peer's), gossip (who is alive, and news to the followers), local (what this
+// node owns), balance (what it translates). Reconcilers
 // read tables and make one target agree each: BPF maps, routes, the store.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	cfg.setDefaults()
@@ -98,12 +104,16 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupSources(); err != nil {
 		return err
 	}
+	if err := a.setupGossip(); err != nil {
+		return err
+	}
 
 	tasks, ctx := errgroup.WithContext(ctx)
 	a.reconcile(ctx, tasks)
 	a.follow(ctx, tasks)
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
+	a.startGossip(ctx, tasks)
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
 	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "attach", a.datapath.Attach())
@@ -180,10 +190,16 @@ func (a *agent) setupSources() (err error) {
 	if err != nil {
 		return err
 	}
+	if a.cfg.Gossip.KeyFile != "" {
+		if a.signingKey, err = loadSigningKey(filepath.Join(a.cfg.StateDir, "gossip-signing.key")); err != nil {
+			return err
+		}
+	}
 	a.node = identity.Node{
 		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
 		PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}, Instance: instance,
-		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
+		GossipKey: publicKey(a.signingKey),
+		Version:   identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
 	if err != nil {
@@ -192,6 +208,8 @@ func (a *agent) setupSources() (err error) {
 	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims), a.refusals)
 	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
+	own := a.own().store
+	a.pods.away = func() bool { return !own.Status().Connected }
 	return a.pods.Restore()
 }
 
@@ -289,6 +307,9 @@ func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
 			a.mu.Lock()
 			a.synced[id] = true
 			a.mu.Unlock()
+			if a.life != nil && id == a.cfg.Cluster.ID {
+				a.life.complete <- struct{}{}
+			}
 			for _, prune := range a.prunes {
 				prune()
 			}
@@ -330,8 +351,9 @@ func (a *agent) api() *server {
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life,
 		},
+		life:      a.life,
 		endpoints: a.pods,
 		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims), refusals: a.refusals},
 	}

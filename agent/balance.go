@@ -68,11 +68,12 @@ type changes struct {
 	services statedb.ChangeIterator[*clustermesh.Row[lb.Service]]
 	backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]]
 	nodes    statedb.ChangeIterator[*clustermesh.Row[identity.Node]]
+	liveness statedb.ChangeIterator[*clustermesh.Row[identity.Liveness]]
 }
 
 func (b *balance) changes() (c changes, err error) {
 	t := b.tables
-	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes)
+	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes, t.Liveness)
 	defer txn.Abort()
 	if c.services, err = t.Services.Changes(txn); err != nil {
 		return c, err
@@ -81,6 +82,9 @@ func (b *balance) changes() (c changes, err error) {
 		return c, err
 	}
 	if c.nodes, err = t.Nodes.Changes(txn); err != nil {
+		return c, err
+	}
+	if c.liveness, err = t.Liveness.Changes(txn); err != nil {
 		return c, err
 	}
 	txn.Commit()
@@ -115,6 +119,7 @@ func (b *balance) Run(ctx context.Context) error {
 		case <-more[0]:
 		case <-more[1]:
 		case <-more[2]:
+		case <-more[3]:
 		case <-ctx.Done():
 			return nil
 		}
@@ -123,7 +128,7 @@ func (b *balance) Run(ctx context.Context) error {
 
 // step applies what has changed since the last one, and brings the dirty services up to date. It returns what closes when
 // services, backends or nodes change again.
-func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [3]<-chan struct{}, err error) {
+func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [4]<-chan struct{}, err error) {
 	t := b.tables
 	read := t.DB.ReadTxn()
 	declared, moreServices := c.services.Next(read)
@@ -143,8 +148,13 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [3]<-chan st
 			single = append(single, change)
 		}
 	}
-	more = [3]<-chan struct{}{moreServices, moreBackends, moreNodes}
-	if len(dirty) == 0 && len(single) == 0 {
+	var lives []identity.NodeName
+	lived, moreLiveness := c.liveness.Next(read)
+	for change := range lived {
+		lives = append(lives, change.Object.Object.NodeName())
+	}
+	more = [4]<-chan struct{}{moreServices, moreBackends, moreNodes, moreLiveness}
+	if len(dirty) == 0 && len(single) == 0 && len(lives) == 0 {
 		return more, nil
 	}
 
@@ -160,8 +170,38 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [3]<-chan st
 			return more, err
 		}
 	}
+	for _, node := range lives {
+		if err := b.quarantine(txn, node); err != nil {
+			return more, err
+		}
+	}
 	txn.Commit()
 	return more, nil
+}
+
+// quarantine brings the targets on a node into step with its life. It costs as much as the node has backends, whatever
+// the size of their services.
+func (b *balance) quarantine(txn statedb.WriteTxn, node identity.NodeName) error {
+	quarantined := b.tables.Quarantined(txn, node)
+	for _, row := range b.tables.TargetsAt(txn, node) {
+		target := row.Object
+		target.Quarantined = quarantined
+		if _, err := clustermesh.Put(txn, b.tables.Targets, target, same); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// targets returns what a backend adds to its service, quarantined if its node is.
+func (b *balance) targets(txn statedb.ReadTxn, view lb.ServiceView, backend lb.Backend) []lb.Target {
+	targets := lb.Targets(view, backend)
+	if len(targets) > 0 && b.tables.Quarantined(txn, identity.NodeName{Cluster: backend.Cluster, Node: backend.Node}) {
+		for i := range targets {
+			targets[i].Quarantined = true
+		}
+	}
+	return targets
 }
 
 // servicesAt marks the services that want an address.
@@ -186,7 +226,7 @@ func (b *balance) service(txn statedb.WriteTxn, name lb.Name) error {
 	}
 	want := map[string]struct{}{}
 	for _, backend := range t.BackendsOf(txn, name) {
-		for _, target := range lb.Targets(view, backend) {
+		for _, target := range b.targets(txn, view, backend) {
 			want[clustermesh.TargetKey(target)] = struct{}{}
 			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
 				return err
@@ -201,7 +241,7 @@ func (b *balance) backend(txn statedb.WriteTxn, backend lb.Backend, gone bool) e
 	t := b.tables
 	want := map[string]struct{}{}
 	if !gone {
-		for _, target := range lb.Targets(b.view(txn, backend.Service), backend) {
+		for _, target := range b.targets(txn, b.view(txn, backend.Service), backend) {
 			want[clustermesh.TargetKey(target)] = struct{}{}
 			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
 				return err

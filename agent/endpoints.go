@@ -38,6 +38,8 @@ type endpoints struct {
 	file     string // where endpoints are kept over restarts
 	cluster  string
 	log      *slog.Logger
+	// away tells that the store is known not to answer.
+	away func() bool
 
 	mu sync.Mutex
 	// byID are the endpoints that exist, pool has their addresses.
@@ -111,6 +113,9 @@ func (e *endpoints) release(ctx context.Context, labels identity.Labels) {
 func (e *endpoints) allocate(ctx context.Context, labels identity.Labels) (identity.Number, error) {
 	timeout := identityTimeout
 	known, isKnown := e.tables.IdentityOf(e.tables.DB.ReadTxn(), e.cluster, labels)
+	if isKnown && e.away != nil && e.away() {
+		return e.identity.Adopt(ctx, labels, known) // the store would only keep it waiting
+	}
 	if isKnown {
 		timeout = min(timeout, knownIdentityTimeout)
 	}

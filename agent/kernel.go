@@ -3,8 +3,11 @@ package agent
 import (
 	"net/netip"
 
+	"github.com/cilium/statedb"
+
 	"causeway/agent/api"
 	"causeway/clustermesh"
+	"causeway/datapath"
 	"causeway/identity"
 	"causeway/lb"
 )
@@ -20,29 +23,35 @@ func (v *view) bpfLB() ([]api.BPFFrontend, []<-chan struct{}, error) {
 	out := make([]api.BPFFrontend, 0, len(entries))
 	for _, e := range entries {
 		f := api.BPFFrontend{
-			Address: e.Address.String(), Port: e.Port, Protocol: string(e.Protocol), ServiceID: e.Service,
-			Affinity: string(e.Affinity), Backends: []api.BPFBackend{},
+			Address: e.Address.String(), Port: e.Port, Protocol: string(e.Protocol), ServiceID: e.Service, Affinity: string(e.Affinity),
+			Backends: v.bpfBackends(txn, clusters, e.Backends), Quarantined: v.bpfBackends(txn, clusters, e.Quarantined), FailOpen: e.FailOpen,
 		}
 		row, _, known := v.tables.Frontends.Get(txn, v.tables.Frontends.ByKey(clustermesh.FrontendKey(lb.Frontend{FrontendKey: e.FrontendKey})))
 		if known {
 			f.Service = row.Object.Target.String()
 		}
-		for _, b := range e.Backends {
-			backend := api.BPFBackend{
-				ID: b.ID, Slot: b.Slot, Group: "remote", Address: b.Address.Addr().String(), Port: b.Address.Port(), Cluster: clusters[b.Owner],
-			}
-			if b.Local {
-				backend.Group = "local"
-			}
-			address := identity.Address{Cluster: backend.Cluster, Prefix: host(b.Address.Addr())}
-			if row, _, ok := v.tables.Addresses.Get(txn, v.tables.Addresses.ByKey(v.tables.Addresses.Key(address))); ok {
-				backend.Node, backend.Endpoint = row.Object.Node, row.Object.Endpoint
-			}
-			f.Backends = append(f.Backends, backend)
-		}
 		out = append(out, f)
 	}
 	return out, nil, nil
+}
+
+// bpfBackends is never nil: the API has lists, not null.
+func (v *view) bpfBackends(txn statedb.ReadTxn, clusters map[identity.ClusterID]string, entries []datapath.BackendEntry) []api.BPFBackend {
+	out := make([]api.BPFBackend, 0, len(entries))
+	for _, b := range entries {
+		backend := api.BPFBackend{
+			ID: b.ID, Slot: b.Slot, Group: "remote", Address: b.Address.Addr().String(), Port: b.Address.Port(), Cluster: clusters[b.Owner],
+		}
+		if b.Local {
+			backend.Group = "local"
+		}
+		address := identity.Address{Cluster: backend.Cluster, Prefix: host(b.Address.Addr())}
+		if row, _, ok := v.tables.Addresses.Get(txn, v.tables.Addresses.ByKey(v.tables.Addresses.Key(address))); ok {
+			backend.Node, backend.Endpoint = row.Object.Node, row.Object.Endpoint
+		}
+		out = append(out, backend)
+	}
+	return out
 }
 
 // bpfAddresses shows the address entries as they stand in the kernel.

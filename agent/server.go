@@ -34,6 +34,7 @@ type server struct {
 	tables    *view
 	endpoints *endpoints
 	services  *services
+	life      *life // nil without gossip
 }
 
 func (s *server) handler() http.Handler {
@@ -47,6 +48,10 @@ func (s *server) handler() http.Handler {
 	list(mux, api.PathBPFLB, s.tables.bpfLB)
 	list(mux, api.PathBPFAddr, s.tables.bpfAddresses)
 	list(mux, api.PathBPFDrops, s.tables.bpfDrops)
+	list(mux, api.PathMembers, s.tables.members)
+	mux.HandleFunc("POST "+api.PathDrain, s.drain(true))
+	mux.HandleFunc("DELETE "+api.PathDrain, s.drain(false))
+	mux.HandleFunc("POST "+api.PathKeyring, s.keyring)
 	mux.HandleFunc("POST "+api.PathEndpoints, s.addEndpoint)
 	mux.HandleFunc("PATCH "+api.PathEndpoints+"/{namespace}/{name}", s.patchEndpoint)
 	mux.HandleFunc("DELETE "+api.PathEndpoints+"/{namespace}/{name}", s.deleteEndpoint)

@@ -41,6 +41,7 @@ type view struct {
 	datapath *datapath.Datapath
 	device   string
 	mtu      int
+	life     *life // nil without gossip
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -54,6 +55,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
 		Address: v.cfg.Node.Address.String(), PodCIDR: v.cfg.Node.PodCIDR.String(), Started: v.started,
 		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
+		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
 	}
 	drops, err := v.datapath.Drops()
@@ -132,6 +134,8 @@ func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
 	problems = append(problems, countRows(txn, t.Backends, into, false)...)
 	problems = append(problems, countRows(txn, t.Frontends, into, true)...)
 	problems = append(problems, countRows(txn, t.Targets, into, true)...)
+	problems = append(problems, countRows(txn, t.Liveness, into, false)...)
+	problems = append(problems, countRows(txn, t.Reaches, into, false)...)
 	problems = append(problems, countRows(txn, t.Publications, into, true)...)
 	return problems
 }

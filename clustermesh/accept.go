@@ -277,7 +277,9 @@ func (f *Follower) acceptSlice(txn statedb.WriteTxn, key string, value []byte) e
 	if f.slices[key].Newer(version) {
 		return nil
 	}
+	f.mu.Lock()
 	f.slices[key] = version
+	f.mu.Unlock()
 	return PutSlice(txn, f.Tables, slice)
 }
 

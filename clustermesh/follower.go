@@ -83,7 +83,15 @@ type Follower struct {
 	// orphans are entries whose store was lost: gone from it, but not by their owner's will.
 	orphans map[string]struct{}
 
-	mu        sync.Mutex
+	// news wakes the loop when gossip has offered something.
+	news chan struct{}
+
+	mu sync.Mutex
+	// offered is what gossip has brought and nobody has looked at; pending what the store has not shown yet; gone what
+	// was deleted lately. slices, above, is written under mu too, since Known asks for it.
+	offered   []News
+	pending   map[string]pendingNews
+	gone      map[string]goneEntry
 	listed    bool
 	synced    bool
 	count     int
@@ -104,6 +112,9 @@ func NewFollower(cfg FollowerConfig) *Follower {
 		marks:          map[string]time.Time{},
 		orphans:        map[string]struct{}{},
 		slices:         map[string]identity.Version{},
+		news:           make(chan struct{}, 1),
+		pending:        map[string]pendingNews{},
+		gone:           map[string]goneEntry{},
 	}
 }
 
@@ -140,7 +151,10 @@ func (f *Follower) Run(ctx context.Context) error {
 				return nil
 			}
 			f.apply(batch)
+		case <-f.news:
+			f.applyNews(time.Now())
 		case now := <-tick.C:
+			f.forget(now)
 			f.dropOrphans(now)
 			f.judgeForOthers()
 			f.showWaiting(now)
@@ -159,6 +173,8 @@ func (f *Follower) apply(batch kvstore.Batch) {
 	for _, c := range newest(batch.Events) {
 		f.noteDispute(c)
 		switch {
+		case c.Kind == kvstore.EventPut && !f.storePut(c.Key, c.Value):
+			// Gossip has said meanwhile that it is gone, and the store is about to.
 		case c.Kind == kvstore.EventPut:
 			if c.renewed && !lost && f.info != nil {
 				f.delete(txn, c.Key) // the owner's older word counts no more, whatever its version
@@ -168,7 +184,7 @@ func (f *Follower) apply(batch kvstore.Batch) {
 		case (lost || f.info == nil) && f.holds(c.Key):
 			// The store was emptied or restored. Its owners have withdrawn nothing.
 			f.orphans[c.Key] = struct{}{}
-		default:
+		case f.storeDelete(c.Key, time.Now()):
 			f.delete(txn, c.Key)
 		}
 	}

@@ -70,6 +70,9 @@ type Tables struct {
 	// Frontends and Targets are derived from services and backends: what this node translates, and to whom.
 	Frontends Table[lb.Frontend]
 	Targets   Table[lb.Target]
+	// Liveness says which nodes are alive, and Reaches which clusters can be reached.
+	Liveness Table[identity.Liveness]
+	Reaches  Table[identity.Reach]
 	// Publications is what this node keeps in its cluster's store.
 	Publications Table[Publication]
 
@@ -82,6 +85,7 @@ type Tables struct {
 	frontendsByService statedb.Index[*Row[lb.Frontend], string]
 	targetsByService   statedb.Index[*Row[lb.Target], string]
 	targetsByBackend   statedb.Index[*Row[lb.Target], string]
+	targetsByNode      statedb.Index[*Row[lb.Target], string]
 }
 
 // NewTables makes empty tables.
@@ -98,6 +102,7 @@ func NewTables() (*Tables, error) {
 	t.targetsByBackend = stringIndex("backend", false, func(x lb.Target) string {
 		return x.Cluster + "/" + x.Port.Service.String() + "/" + x.Address.String()
 	})
+	t.targetsByNode = stringIndex("node", false, func(x lb.Target) string { return x.Cluster + "/" + x.Node })
 
 	var err error
 	add := func(e error) {
@@ -112,7 +117,9 @@ func NewTables() (*Tables, error) {
 	add(newTable(t.DB, &t.Services, "services", func(s lb.Service) string { return s.Cluster + "/" + s.Name.String() }, t.servicesByName))
 	add(newTable(t.DB, &t.Backends, "backends", BackendKey, t.backendsByService, t.backendsBySlice))
 	add(newTable(t.DB, &t.Frontends, "frontends", FrontendKey, t.frontendsByService))
-	add(newTable(t.DB, &t.Targets, "targets", TargetKey, t.targetsByService, t.targetsByBackend))
+	add(newTable(t.DB, &t.Targets, "targets", TargetKey, t.targetsByService, t.targetsByBackend, t.targetsByNode))
+	add(newTable(t.DB, &t.Liveness, "liveness", func(l identity.Liveness) string { return l.Cluster + "/" + l.Node }))
+	add(newTable(t.DB, &t.Reaches, "reaches", func(r identity.Reach) string { return r.Cluster }))
 	add(newTable(t.DB, &t.Publications, "publications", func(p Publication) string { return p.Key }))
 	return t, err
 }
@@ -173,6 +180,17 @@ func (t *Tables) TargetsOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Target] 
 // TargetsOfBackend lists the targets that stem from one backend.
 func (t *Tables) TargetsOfBackend(txn statedb.ReadTxn, b lb.Backend) []*Row[lb.Target] {
 	return rows(t.Targets.List(txn, t.targetsByBackend.Query(BackendKey(b))))
+}
+
+// TargetsAt lists the targets on a node.
+func (t *Tables) TargetsAt(txn statedb.ReadTxn, node identity.NodeName) []*Row[lb.Target] {
+	return rows(t.Targets.List(txn, t.targetsByNode.Query(node.String())))
+}
+
+// Quarantined tells whether backends on a node shall get no new connections.
+func (t *Tables) Quarantined(txn statedb.ReadTxn, node identity.NodeName) bool {
+	row, _, ok := t.Liveness.Get(txn, t.Liveness.ByKey(node.String()))
+	return ok && row.Object.Quarantined
 }
 
 // Put inserts an object as pending, unless an equal object is there already; it tells whether it did.

@@ -17,7 +17,9 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 	f.forgetWaiting(key)
 	f.Refusals.Clear(f.Cluster, key)
 	delete(f.own, key)
+	f.mu.Lock()
 	delete(f.slices, key)
+	f.mu.Unlock()
 	_, held := f.accepted[key]
 	delete(f.accepted, key)
 	if !held {
@@ -50,6 +52,7 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 // deleteNode removes a node with what follows from it. Its pods' addresses are entries of their own.
 func (f *Follower) deleteNode(txn statedb.WriteTxn, node string) error {
 	f.changed = true
+	f.dropNews(txn, node)
 	for _, row := range rows(f.Tables.Addresses.List(txn, f.Tables.addressesByNode.Query(f.Cluster+"/"+node))) {
 		if !row.Object.Identity.Reserved() {
 			continue

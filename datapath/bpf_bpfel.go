@@ -101,6 +101,36 @@ const (
 	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 16
 )
 
+type bpfEchoAnswer struct {
+	_    structs.HostLayout
+	Node struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Nonce uint64
+}
+
+type bpfEchoMessage struct {
+	_     structs.HostLayout
+	Magic [8]uint8
+	Type  uint8
+	Pad   [7]uint8
+	Nonce uint64
+}
+
+type bpfEchoPort uint32
+
+const (
+	bpfEchoPortECHO_PORT bpfEchoPort = 8473
+)
+
+type bpfEchoType uint32
+
+const (
+	bpfEchoTypeECHO_REQUEST bpfEchoType = 1
+	bpfEchoTypeECHO_REPLY   bpfEchoType = 2
+)
+
 type bpfEndpoint struct {
 	_        structs.HostLayout
 	Ifindex  uint32
@@ -195,6 +225,7 @@ const (
 	bpfMapAddresses          = "addresses"
 	bpfMapBackends           = "backends"
 	bpfMapDrops              = "drops"
+	bpfMapEchoAnswers        = "echo_answers"
 	bpfMapEndpoints          = "endpoints"
 	bpfMapFrontends          = "frontends"
 	bpfMapLayout             = "layout"
@@ -207,6 +238,10 @@ const (
 	bpfVarUnusedBackendGroup = "unused_backend_group"
 	bpfVarUnusedDirection    = "unused_direction"
 	bpfVarUnusedDropReason   = "unused_drop_reason"
+	bpfVarUnusedEchoAnswer   = "unused_echo_answer"
+	bpfVarUnusedEchoMessage  = "unused_echo_message"
+	bpfVarUnusedEchoPort     = "unused_echo_port"
+	bpfVarUnusedEchoType     = "unused_echo_type"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -260,6 +295,7 @@ type bpfMapSpecs struct {
 	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Drops        *ebpf.MapSpec `ebpf:"drops"`
+	EchoAnswers  *ebpf.MapSpec `ebpf:"echo_answers"`
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
 	Layout       *ebpf.MapSpec `ebpf:"layout"`
@@ -278,6 +314,10 @@ type bpfVariableSpecs struct {
 	UnusedBackendGroup *ebpf.VariableSpec `ebpf:"unused_backend_group"`
 	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedEchoAnswer   *ebpf.VariableSpec `ebpf:"unused_echo_answer"`
+	UnusedEchoMessage  *ebpf.VariableSpec `ebpf:"unused_echo_message"`
+	UnusedEchoPort     *ebpf.VariableSpec `ebpf:"unused_echo_port"`
+	UnusedEchoType     *ebpf.VariableSpec `ebpf:"unused_echo_type"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -303,6 +343,7 @@ type bpfMaps struct {
 	Addresses    *ebpf.Map `ebpf:"addresses"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Drops        *ebpf.Map `ebpf:"drops"`
+	EchoAnswers  *ebpf.Map `ebpf:"echo_answers"`
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	Frontends    *ebpf.Map `ebpf:"frontends"`
 	Layout       *ebpf.Map `ebpf:"layout"`
@@ -317,6 +358,7 @@ func (m *bpfMaps) Close() error {
 		m.Addresses,
 		m.Backends,
 		m.Drops,
+		m.EchoAnswers,
 		m.Endpoints,
 		m.Frontends,
 		m.Layout,
@@ -336,6 +378,10 @@ type bpfVariables struct {
 	UnusedBackendGroup *ebpf.Variable `ebpf:"unused_backend_group"`
 	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedEchoAnswer   *ebpf.Variable `ebpf:"unused_echo_answer"`
+	UnusedEchoMessage  *ebpf.Variable `ebpf:"unused_echo_message"`
+	UnusedEchoPort     *ebpf.Variable `ebpf:"unused_echo_port"`
+	UnusedEchoType     *ebpf.Variable `ebpf:"unused_echo_type"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -47,6 +47,11 @@ type Datapath struct {
 	overlay  overlayObjects
 	socket   socketObjects
 
+	// node is this node's address, tunnel the interface index of its tunnel device.
+	node        netip.Addr
+	tunnel      int
+	echoAnswers *ebpf.Map
+
 	nodes     *NodeMap
 	addresses *AddressMap
 	endpoints *EndpointMap
@@ -96,11 +101,12 @@ func (d *Datapath) load(cfg Config) error {
 		return err
 	}
 	d.Maps = newMaps(maps)
+	d.node, d.tunnel, d.echoAnswers = cfg.NodeAddress.Unmap(), cfg.VXLANIndex, maps.EchoAnswers
 	if d.balancer, err = newBalancer(d.Maps); err != nil {
 		return fmt.Errorf("taking over the services of a former agent: %w", err)
 	}
 	d.nodes = &NodeMap{t: &d.Maps.nodes}
-	d.addresses = &AddressMap{t: &d.Maps.addresses, node: cfg.NodeAddress.Unmap(), owner: cfg.ClusterID}
+	d.addresses = &AddressMap{t: &d.Maps.addresses, node: d.node, owner: cfg.ClusterID}
 	d.endpoints = &EndpointMap{t: &d.Maps.endpoints, owner: cfg.ClusterID, attach: d.attachPod, detach: d.detachPod}
 	if err := d.loadPrograms(cfg, maps); err != nil {
 		return err
@@ -176,6 +182,7 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 		bpfMapAddresses: maps.Addresses, bpfMapEndpoints: maps.Endpoints, bpfMapNodes: maps.Nodes,
 		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
 		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
+		bpfMapEchoAnswers: maps.EchoAnswers,
 	}
 	for name := range replacements {
 		if spec.Maps[name] == nil {

@@ -44,12 +44,13 @@ func (b *balancer) restore() (err error) {
 	return errors.Join(b.restoreFrontends(), b.repair(records, slots, values))
 }
 
-// restoreService collects the backends that connections can reach now, each once.
+// restoreService collects the service's backends, each once. The active ones come first: where a backend is in two
+// slots, a change that was half done had yet to overwrite the quarantined one.
 func (b *balancer) restoreService(id uint32, record bpfService, slots map[bpfSlotKey]uint32, values map[uint32]bpfBackend) {
 	svc := &service{id: id, port: portID(record.PortId), backends: make(map[backendKey]*backend)}
-	for group, count := range record.Count {
-		for i := range int(count) {
-			backendID, ok := slots[slotKey(id, group, i)]
+	collect := func(group int, first, n uint32) {
+		for i := range n {
+			backendID, ok := slots[slotKey(id, group, int(first+i))]
 			value, known := values[backendID]
 			if !ok || !known || svc.backends[value.key()] != nil {
 				continue
@@ -59,6 +60,13 @@ func (b *balancer) restoreService(id uint32, record bpfService, slots map[bpfSlo
 			svc.backends[value.key()] = be
 			b.backendIDs[backendID] = true
 		}
+	}
+	for group, count := range record.Count {
+		collect(group, 0, count)
+		svc.active[group] = len(svc.slots[group])
+	}
+	for group, n := range record.Quarantined {
+		collect(group, record.Count[group], n)
 	}
 	b.byID[id] = svc
 	b.services[svc.port] = svc
@@ -89,12 +97,11 @@ func (b *balancer) repair(records map[uint32]bpfService, slots map[bpfSlotKey]ui
 			continue
 		}
 		for group, backends := range svc.slots {
-			for i, be := range backends {
+			for i := range backends {
 				used[slotKey(id, group, i)] = true
-				errs = append(errs, b.maps.slots.put(slotKey(id, group, i), be.id))
 			}
 		}
-		errs = append(errs, b.maps.services.put(id, svc.record()))
+		errs = append(errs, b.write(svc))
 	}
 	for key := range slots {
 		if !used[key] {

@@ -23,12 +23,8 @@ func newPortID(k lb.PortKey) portID {
 	return portID(binary.BigEndian.Uint64(sum[:8]))
 }
 
-// balancer is the state of the load balancer: what is in the kernel, and
-// the targets that wait for a frontend. Every change is written to the kernel first, in an
-// order in which connections made meanwhile always find a backend, and which
-// restore can finish if the agent dies in between.
-//
-// A new backend, or one less, costs the same few writes however large the service is.
+// balancer is the state of the load balancer: what is in the kernel, and the targets that wait for a frontend.
+// lbslots.go has the writes that change a service's backends.
 type balancer struct {
 	mu   sync.Mutex
 	maps *Maps
@@ -48,8 +44,12 @@ type service struct {
 	id        uint32
 	port      portID
 	frontends int
-	slots     [groups][]*backend
-	backends  map[backendKey]*backend
+	// slots by group: first those that are active, then those that are quarantined.
+	slots    [groups][]*backend
+	active   [groups]int
+	backends map[backendKey]*backend
+	// torn: a change failed half way, so the kernel may differ from this.
+	torn bool
 }
 
 type backendKey struct {
@@ -67,21 +67,13 @@ type backend struct {
 
 // target is a desired backend.
 type target struct {
-	group int
-	value bpfBackend
+	group       int
+	quarantined bool
+	value       bpfBackend
 }
 
 func (b bpfBackend) key() backendKey {
 	return backendKey{address: b.Address.addr(), port: toBE16(b.Port)}
-}
-
-// record is what the kernel shall know of the service.
-func (s *service) record() bpfService {
-	r := bpfService{PortId: uint64(s.port)}
-	for group, slots := range s.slots {
-		r.Count[group] = uint32(len(slots))
-	}
-	return r
 }
 
 // setFrontend makes the frontend choose among the targets of port.
@@ -176,20 +168,30 @@ func (b *balancer) setTarget(port portID, t target) error {
 	if svc == nil {
 		return nil
 	}
-	be := svc.backends[key]
+	return b.change(svc, func() error { return b.put(svc, t) })
+}
+
+// put makes the service have the target, in its group and as quarantined as it is.
+func (b *balancer) put(svc *service, t target) error {
+	be := svc.backends[t.value.key()]
 	if be == nil {
 		return b.add(svc, t)
 	}
 	if be.group != t.group {
 		return errors.Join(b.add(svc, t), b.remove(svc, be))
 	}
-	if be.value == t.value {
-		return nil
+	if be.value != t.value {
+		if err := b.maps.backends.put(be.id, t.value); err != nil {
+			return err
+		}
+		be.value = t.value
 	}
-	if err := b.maps.backends.put(be.id, t.value); err != nil {
-		return err
+	switch {
+	case t.quarantined && svc.isActive(be):
+		return b.quarantine(svc, be)
+	case !t.quarantined && !svc.isActive(be):
+		return b.readmit(svc, be)
 	}
-	be.value = t.value
 	return nil
 }
 
@@ -202,52 +204,7 @@ func (b *balancer) deleteTarget(port portID, key backendKey) error {
 	if svc == nil || svc.backends[key] == nil {
 		return nil
 	}
-	return b.remove(svc, svc.backends[key])
-}
-
-// add appends a slot for the target, then counts it in.
-func (b *balancer) add(svc *service, t target) error {
-	be := &backend{id: b.newBackendID(), group: t.group, index: len(svc.slots[t.group]), value: t.value}
-	if err := b.maps.backends.put(be.id, be.value); err != nil {
-		return err
-	}
-	if err := b.maps.slots.put(slotKey(svc.id, be.group, be.index), be.id); err != nil {
-		return errors.Join(err, b.maps.backends.del(be.id))
-	}
-	record := svc.record()
-	record.Count[be.group]++
-	if err := b.maps.services.put(svc.id, record); err != nil {
-		return errors.Join(err, b.maps.slots.del(slotKey(svc.id, be.group, be.index)), b.maps.backends.del(be.id))
-	}
-	svc.slots[be.group] = append(svc.slots[be.group], be)
-	svc.backends[be.value.key()] = be
-	b.backendIDs[be.id] = true
-	return nil
-}
-
-// remove moves the last slot into the backend's, then counts it out.
-func (b *balancer) remove(svc *service, be *backend) error {
-	slots := svc.slots[be.group]
-	last := slots[len(slots)-1]
-	if last != be {
-		if err := b.maps.slots.put(slotKey(svc.id, be.group, be.index), last.id); err != nil {
-			return err
-		}
-	}
-	record := svc.record()
-	record.Count[be.group]--
-	if err := b.maps.services.put(svc.id, record); err != nil {
-		return err
-	}
-	slots[be.index], last.index = last, be.index
-	svc.slots[be.group] = slots[:len(slots)-1]
-	if svc.backends[be.value.key()] == be {
-		delete(svc.backends, be.value.key())
-	}
-	delete(b.backendIDs, be.id)
-	return errors.Join(
-		b.maps.slots.del(slotKey(svc.id, be.group, len(slots)-1)),
-		b.maps.backends.del(be.id))
+	return b.change(svc, func() error { return b.remove(svc, svc.backends[key]) })
 }
 
 func (b *balancer) newServiceID() uint32 {
@@ -269,10 +226,6 @@ func nextFree(last uint32, used func(uint32) bool) uint32 {
 	}
 }
 
-func slotKey(service uint32, group, index int) bpfSlotKey {
-	return bpfSlotKey{Service: service, Group: uint8(group), Index: uint32(index)}
-}
-
 func newTarget(t lb.Target) (target, error) {
 	protocol, err := toProtocol(t.Port.Protocol)
 	if err != nil {
@@ -285,7 +238,7 @@ func newTarget(t lb.Target) (target, error) {
 	if t.Local {
 		group = int(bpfBackendGroupGROUP_LOCAL)
 	}
-	return target{group: group, value: bpfBackend{
+	return target{group: group, quarantined: t.Quarantined, value: bpfBackend{
 		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID,
 	}}, nil
 }

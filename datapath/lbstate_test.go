@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +17,9 @@ import (
 	"causeway/identity"
 	"causeway/lb"
 )
+
+// smallMaps are listed faster: the kernel looks into every bucket, of which there are as many as entries fit.
+var smallMaps = map[string]uint32{"frontends": 64, "services": 64, "slots": 128, "backends": 128}
 
 // newTestMaps makes a node's maps without pinning them. The sizes are those of the maps named.
 func newTestMaps(t testing.TB, sizes map[string]uint32) *Maps {
@@ -71,24 +75,49 @@ func testTarget(service, n int, local bool) lb.Target {
 
 func writesOf(m *Maps) uint64 { return (&Datapath{Maps: m}).Writes() }
 
-// TestChangeCostsTheSameInEveryService: one backend more or less is the same number of writes whether there are ten or ten thousand.
+// quarantined returns the target as one that shall get no new connections.
+func quarantined(t lb.Target) lb.Target {
+	t.Quarantined = true
+	return t
+}
+
+// TestChangeCostsTheSameInEveryService: a change is the same number of writes whether there are ten backends or ten thousand.
 func TestChangeCostsTheSameInEveryService(t *testing.T) {
-	costs := make(map[int][2]uint64)
-	for _, size := range []int{10, 1000, 10000} {
-		m := newTestMaps(t, nil)
-		frontends, targets := newTestBalancer(t, m)
-		must(t, frontends.Update(t.Context(), testFrontend(1, 1)))
-		for i := range size {
-			must(t, targets.Update(t.Context(), testTarget(1, i, true)))
+	for _, c := range []struct {
+		name  string
+		first int // so many of the backends are quarantined at first
+		want  []uint64
+	}{
+		{"none is quarantined", 0, []uint64{3, 4, 3, 3, 3}},
+		{"a third is quarantined", 3, []uint64{5, 6, 3, 3, 4}},
+	} {
+		for _, size := range []int{12, 1200, 9000} {
+			m := newTestMaps(t, nil)
+			frontends, targets := newTestBalancer(t, m)
+			must(t, frontends.Update(t.Context(), testFrontend(1, 1)))
+			for i := range size {
+				target := testTarget(1, i, true)
+				target.Quarantined = c.first > 0 && i%c.first == 0
+				must(t, targets.Update(t.Context(), target))
+			}
+			var costs []uint64
+			cost := func(change func(context.Context, lb.Target) error, target lb.Target) {
+				before := writesOf(m)
+				must(t, change(t.Context(), target))
+				costs = append(costs, writesOf(m)-before)
+			}
+			cost(targets.Update, testTarget(1, size, true))
+			cost(targets.Delete, testTarget(1, size/2+1, true))
+			cost(targets.Update, quarantined(testTarget(1, size/3+1, true)))
+			must(t, targets.Update(t.Context(), quarantined(testTarget(1, 2, true))))
+			cost(targets.Update, testTarget(1, size/3+1, true))
+			must(t, targets.Update(t.Context(), quarantined(testTarget(1, size/3+1, true))))
+			cost(targets.Delete, testTarget(1, 2, true))
+			if !slices.Equal(costs, c.want) {
+				t.Errorf("%s, %d backends: adding, removing, quarantining, readmitting and removing a quarantined one cost %v writes, want %v",
+					c.name, size, costs, c.want)
+			}
 		}
-		start := writesOf(m)
-		must(t, targets.Update(t.Context(), testTarget(1, size, true)))
-		added := writesOf(m)
-		must(t, targets.Delete(t.Context(), testTarget(1, size/2, true)))
-		costs[size] = [2]uint64{added - start, writesOf(m) - added}
-	}
-	if want := [2]uint64{3, 4}; costs[10] != want || costs[1000] != want || costs[10000] != want {
-		t.Errorf("adding and removing cost %v writes by size, want %v", costs, want)
 	}
 }
 
@@ -96,13 +125,14 @@ func TestChangeCostsTheSameInEveryService(t *testing.T) {
 func TestLoadBalancerAgainstModel(t *testing.T) {
 	const seed = 1
 	random := rand.New(rand.NewPCG(seed, seed))
-	m := newTestMaps(t, nil)
+	m := newTestMaps(t, smallMaps)
 	frontends, targets := newTestBalancer(t, m)
 	wantFrontends := make(map[lb.FrontendKey]lb.Frontend)
 	wantTargets := make(map[lb.TargetKey]lb.Target)
 	for step := range 3000 {
 		f := testFrontend(random.IntN(6), random.IntN(4))
 		target := testTarget(random.IntN(4), random.IntN(12), random.IntN(2) == 0)
+		target.Quarantined = random.IntN(2) == 0
 		switch what := random.IntN(100); {
 		case what < 15:
 			must(t, frontends.Update(t.Context(), f))
@@ -141,31 +171,12 @@ func TestLoadBalancerAgainstModel(t *testing.T) {
 
 // compareLB returns the first difference between the kernel and what is wanted.
 func compareLB(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets map[lb.TargetKey]lb.Target) string {
-	have, err := m.ListFrontends()
-	if err != nil {
-		return err.Error()
-	}
-	if len(have) != len(frontends) {
-		return fmt.Sprintf("there are %d frontends, want %d", len(have), len(frontends))
+	if diff := compareFrontends(m, frontends, targets); diff != "" {
+		return diff
 	}
 	inUse := make(map[lb.PortKey]bool)
-	for _, f := range have {
-		port := frontends[f.FrontendKey].Target
-		inUse[port] = true
-		var got, want []string
-		for _, b := range f.Backends {
-			got = append(got, fmt.Sprint(b.Address, b.Local))
-		}
-		for _, t := range targets {
-			if t.Port == port {
-				want = append(want, fmt.Sprint(netip.AddrPortFrom(t.Address, t.Number), t.Local))
-			}
-		}
-		slices.Sort(got)
-		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			return fmt.Sprintf("%s has backends\n%s, want\n%s", f.Address, strings.Join(got, " "), strings.Join(want, " "))
-		}
+	for _, f := range frontends {
+		inUse[f.Target] = true
 	}
 	backends := 0
 	for _, t := range targets {
@@ -175,6 +186,60 @@ func compareLB(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets map[lb
 	}
 	if got, want := entries(m), [4]int{len(frontends), len(inUse), backends, backends}; got != want {
 		return fmt.Sprintf("frontends, services, slots, backends: there are %v, want %v", got, want)
+	}
+	return ""
+}
+
+// compareFrontends compares what connections find.
+func compareFrontends(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets map[lb.TargetKey]lb.Target) string {
+	have, err := m.ListFrontends()
+	if err != nil {
+		return err.Error()
+	}
+	if len(have) != len(frontends) {
+		return fmt.Sprintf("there are %d frontends, want %d", len(have), len(frontends))
+	}
+	for _, f := range have {
+		if diff := compareBackends(f, frontends[f.FrontendKey].Target, targets); diff != "" {
+			return diff
+		}
+	}
+	return ""
+}
+
+func compareBackends(f FrontendEntry, port lb.PortKey, targets map[lb.TargetKey]lb.Target) string {
+	var active, inQuarantine []string
+	for _, t := range targets {
+		if t.Port != port {
+			continue
+		}
+		if name := fmt.Sprint(netip.AddrPortFrom(t.Address, t.Number), t.Local); t.Quarantined {
+			inQuarantine = append(inQuarantine, name)
+		} else {
+			active = append(active, name)
+		}
+	}
+	failOpen := len(active) == 0 && len(inQuarantine) > 0
+	if failOpen {
+		active, inQuarantine = inQuarantine, nil
+	}
+	for _, c := range []struct {
+		kind string
+		got  []BackendEntry
+		want []string
+	}{{"active", f.Backends, active}, {"quarantined", f.Quarantined, inQuarantine}} {
+		var got []string
+		for _, b := range c.got {
+			got = append(got, fmt.Sprint(b.Address, b.Local))
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			return fmt.Sprintf("%s has as %s\n%s, want\n%s", f.Address, c.kind, strings.Join(got, " "), strings.Join(c.want, " "))
+		}
+	}
+	if f.FailOpen != failOpen {
+		return fmt.Sprintf("%s fails open: %v, want %v", f.Address, f.FailOpen, failOpen)
 	}
 	return ""
 }

@@ -57,7 +57,7 @@ func newMaps(all *bpfMaps) *Maps {
 	m.addresses.m, m.endpoints.m, m.nodes.m = all.Addresses, all.Endpoints, all.Nodes
 	m.frontends.m, m.services.m, m.slots.m, m.backends.m = all.Frontends, all.Services, all.Slots, all.Backends
 	m.close = []*ebpf.Map{all.Addresses, all.Endpoints, all.Nodes, all.Frontends, all.Services, all.Slots,
-		all.Backends, all.Drops, all.Layout, all.Translations}
+		all.Backends, all.Drops, all.Layout, all.Translations, all.EchoAnswers}
 	return m
 }
 
@@ -119,7 +119,12 @@ type FrontendEntry struct {
 	Service  uint32
 	Owner    identity.ClusterID
 	Affinity lb.Affinity
+	// Backends are those that new connections choose from.
 	Backends []BackendEntry
+	// Quarantined backends get no new connections.
+	Quarantined []BackendEntry
+	// FailOpen: every backend is quarantined, so none is. Backends has all of them.
+	FailOpen bool
 }
 
 // BackendEntry is a backend in its slot.
@@ -144,7 +149,7 @@ func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
 		return nil, err
 	}
 	for i := range entries {
-		if entries[i].Backends, err = m.listBackends(entries[i].Service); err != nil {
+		if err := m.addBackends(&entries[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -154,20 +159,38 @@ func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
 	return entries, nil
 }
 
-func (m *Maps) listBackends(service uint32) (entries []BackendEntry, err error) {
-	counts, _, err := m.services.get(service)
+// addBackends chooses as service_pick_slot in bpf/lib/services.h does.
+func (m *Maps) addBackends(e *FrontendEntry) error {
+	record, _, err := m.services.get(e.Service)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for group, count := range counts.Count {
-		for i := range count {
-			entry, ok, err := m.backendAt(bpfSlotKey{Service: service, Group: uint8(group), Index: i})
-			if err != nil {
-				return nil, err
-			}
-			if ok {
-				entries = append(entries, entry)
-			}
+	for group, count := range record.Count {
+		active, err := m.listSlots(e.Service, group, 0, count)
+		if err != nil {
+			return err
+		}
+		quarantined, err := m.listSlots(e.Service, group, count, record.Quarantined[group])
+		if err != nil {
+			return err
+		}
+		e.Backends, e.Quarantined = append(e.Backends, active...), append(e.Quarantined, quarantined...)
+	}
+	if record.Count == [groups]uint32{} && len(e.Quarantined) > 0 {
+		e.Backends, e.Quarantined, e.FailOpen = e.Quarantined, nil, true
+	}
+	return nil
+}
+
+// listSlots returns the backends of n slots from first.
+func (m *Maps) listSlots(service uint32, group int, first, n uint32) (entries []BackendEntry, err error) {
+	for i := range n {
+		entry, ok, err := m.backendAt(slotKey(service, group, int(first+i)))
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			entries = append(entries, entry)
 		}
 	}
 	return entries, nil

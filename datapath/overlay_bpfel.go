@@ -18,6 +18,7 @@ import (
 const (
 	overlayMapAddresses     = "addresses"
 	overlayMapDrops         = "drops"
+	overlayMapEchoAnswers   = "echo_answers"
 	overlayMapEndpoints     = "endpoints"
 	overlayMapNodes         = "nodes"
 	overlayProgFromOverlay  = "from_overlay"
@@ -76,10 +77,11 @@ type overlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayMapSpecs struct {
-	Addresses *ebpf.MapSpec `ebpf:"addresses"`
-	Drops     *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
-	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
+	Addresses   *ebpf.MapSpec `ebpf:"addresses"`
+	Drops       *ebpf.MapSpec `ebpf:"drops"`
+	EchoAnswers *ebpf.MapSpec `ebpf:"echo_answers"`
+	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
+	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
 }
 
 // overlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -110,16 +112,18 @@ func (o *overlayObjects) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayMaps struct {
-	Addresses *ebpf.Map `ebpf:"addresses"`
-	Drops     *ebpf.Map `ebpf:"drops"`
-	Endpoints *ebpf.Map `ebpf:"endpoints"`
-	Nodes     *ebpf.Map `ebpf:"nodes"`
+	Addresses   *ebpf.Map `ebpf:"addresses"`
+	Drops       *ebpf.Map `ebpf:"drops"`
+	EchoAnswers *ebpf.Map `ebpf:"echo_answers"`
+	Endpoints   *ebpf.Map `ebpf:"endpoints"`
+	Nodes       *ebpf.Map `ebpf:"nodes"`
 }
 
 func (m *overlayMaps) Close() error {
 	return _OverlayClose(
 		m.Addresses,
 		m.Drops,
+		m.EchoAnswers,
 		m.Endpoints,
 		m.Nodes,
 	)

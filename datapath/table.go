@@ -10,10 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// kernelMap is what a table needs of an *ebpf.Map. Tests have one that fails.
+type kernelMap interface {
+	Lookup(key, valueOut any) error
+	Put(key, value any) error
+	Delete(key any) error
+	Iterate() *ebpf.MapIterator
+	MaxEntries() uint32
+	Info() (*ebpf.MapInfo, error)
+	String() string
+}
+
 // table is a map in the kernel with typed keys and values. It reads before it
 // writes, so that what is there already is not written again.
 type table[K, V comparable] struct {
-	m *ebpf.Map
+	m kernelMap
 	// writes counts the changes made through this table.
 	writes atomic.Uint64
 }

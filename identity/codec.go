@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type storedNode struct {
 	Address   netip.Addr     `json:"address"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Instance  string         `json:"instance"`
+	GossipKey []byte         `json:"gossipKey,omitempty"`
 	Version
 }
 
@@ -44,7 +46,7 @@ type storedIdentity struct {
 func EncodeNode(n Node) []byte {
 	return encode(storedNode{
 		Cluster: n.Cluster, ClusterID: n.ClusterID, Name: n.Name, Address: n.Address,
-		PodCIDRs: n.PodCIDRs, Instance: n.Instance, Version: n.Version,
+		PodCIDRs: n.PodCIDRs, Instance: n.Instance, GossipKey: n.GossipKey, Version: n.Version,
 	})
 }
 
@@ -69,7 +71,7 @@ func decodeNode(key string, value []byte) (Node, error) {
 	}
 	n := Node{
 		Cluster: s.Cluster, ClusterID: s.ClusterID, Name: s.Name, Address: s.Address,
-		PodCIDRs: s.PodCIDRs, Instance: s.Instance, Version: s.Version,
+		PodCIDRs: s.PodCIDRs, Instance: s.Instance, GossipKey: s.GossipKey, Version: s.Version,
 	}
 	if err := checkNode(n); err != nil {
 		return Node{}, err
@@ -101,6 +103,9 @@ func checkNode(n Node) error {
 	}
 	if err := checkPlain("instance", n.Instance); err != nil {
 		return err
+	}
+	if len(n.GossipKey) != 0 && len(n.GossipKey) != ed25519.PublicKeySize {
+		return fmt.Errorf("gossip key of %d bytes; an Ed25519 public key has %d", len(n.GossipKey), ed25519.PublicKeySize)
 	}
 	return n.Version.check()
 }

@@ -41,6 +41,8 @@ type Node struct {
 	// Instance is made once per node and kept in its state directory; a second
 	// machine that claims the same name has another one and is refused.
 	Instance string `json:"instance"`
+	// GossipKey is the Ed25519 key that the node signs its gossip with; empty if it has none.
+	GossipKey []byte `json:"gossipKey,omitempty"`
 	Version
 	// Local is true for the node that the agent runs on.
 	Local bool `json:"local,omitempty"`

@@ -103,15 +103,38 @@ func (c *Client) BPFDrops(ctx context.Context) ([]BPFDrop, error) {
 	return get[[]BPFDrop](ctx, c, PathBPFDrops)
 }
 
-// Members returns what the node knows of the life of all others, by gossip.
+// Members returns what the node knows of the life of all others.
 func (c *Client) Members(ctx context.Context) (*Members, error) {
 	return get[*Members](ctx, c, PathMembers)
+}
+
+// Drain takes the node's backends out of service in the whole mesh, until Undrain; also over restarts of the agent.
+func (c *Client) Drain(ctx context.Context) (*DrainResult, error) {
+	out := new(DrainResult)
+	return out, c.do(ctx, http.MethodPost, PathDrain, "", nil, out)
+}
+
+// Undrain takes them back into service.
+func (c *Client) Undrain(ctx context.Context) (*DrainResult, error) {
+	out := new(DrainResult)
+	return out, c.do(ctx, http.MethodDelete, PathDrain, "", nil, out)
+}
+
+// Keyring lists or changes the mesh's gossip keys, and returns them as they are then.
+func (c *Client) Keyring(ctx context.Context, req KeyringRequest) (*Keyring, error) {
+	out := new(Keyring)
+	return out, c.send(ctx, http.MethodPost, PathKeyring, req, out)
 }
 
 // WatchStatus yields Status at once and again whenever it changed. Like every watch, it
 // ends when ctx does, or with the error that it yields last.
 func (c *Client) WatchStatus(ctx context.Context) iter.Seq2[*Status, error] {
 	return watch[*Status](ctx, c, PathStatus)
+}
+
+// WatchMembers yields Members at once and again whenever a node's or a cluster's state changed.
+func (c *Client) WatchMembers(ctx context.Context) iter.Seq2[*Members, error] {
+	return watch[*Members](ctx, c, PathMembers)
 }
 
 // WatchNodes yields Nodes at once and the whole list again whenever it changed.
@@ -137,11 +160,6 @@ func (c *Client) WatchAddresses(ctx context.Context) iter.Seq2[[]Address, error]
 // WatchServices yields Services at once and the whole list again whenever it changed.
 func (c *Client) WatchServices(ctx context.Context) iter.Seq2[[]Service, error] {
 	return watch[[]Service](ctx, c, PathServices)
-}
-
-// WatchMembers yields Members at once and again whenever it changed.
-func (c *Client) WatchMembers(ctx context.Context) iter.Seq2[*Members, error] {
-	return watch[*Members](ctx, c, PathMembers)
 }
 
 // AddEndpoint connects a network namespace as a pod. It returns once the pod can send and receive

@@ -17,23 +17,39 @@ func newBPFCommand(e *env) *cobra.Command {
 func newBPFLBCommand(e *env) *cobra.Command {
 	return query[[]api.BPFFrontend]{
 		use:     "list",
-		short:   "List the services that the kernel translates, a row for each backend",
+		short:   "List the services that the kernel translates, a row for each backend and whether it gets new connections",
 		example: "  clustermesh bpf lb list --node east/node1\n  clustermesh bpf lb list -o json",
 		get:     (*api.Client).BPFLB,
 		print:   func(p *printer, frontends []api.BPFFrontend) { p.table(bpfLBTable(frontends)) },
 	}.command(e)
 }
 
+// States of a backend in the kernel.
+const (
+	stateActive      = "active"
+	stateQuarantined = "quarantined"
+	// stateFailOpen is that of every backend if all are quarantined: they get new connections all the same.
+	stateFailOpen = "active (fail open)"
+)
+
 func bpfLBTable(frontends []api.BPFFrontend) *table {
-	t := newTable("FRONTEND", "SERVICE", "AFFINITY", "GROUP", "SLOT", "BACKEND", "NODE", "ENDPOINT")
+	t := newTable("FRONTEND", "SERVICE", "AFFINITY", "GROUP", "SLOT", "BACKEND", "STATE", "NODE", "ENDPOINT")
 	for _, f := range frontends {
 		frontend := hostPort(f.Address, f.Port, f.Protocol)
-		if len(f.Backends) == 0 {
-			t.add(frontend, f.Service, f.Affinity, "", "", "none", "", "")
+		add := func(state string, backends []api.BPFBackend) {
+			for _, b := range backends {
+				t.add(frontend, f.Service, f.Affinity, b.Group, b.Slot, hostPort(b.Address, b.Port, f.Protocol), state, qualified(b.Cluster, b.Node), b.Endpoint)
+			}
 		}
-		for _, b := range f.Backends {
-			t.add(frontend, f.Service, f.Affinity, b.Group, b.Slot, hostPort(b.Address, b.Port, f.Protocol), qualified(b.Cluster, b.Node), b.Endpoint)
+		if len(f.Backends)+len(f.Quarantined) == 0 {
+			t.add(frontend, f.Service, f.Affinity, "", "", "none", "", "", "")
 		}
+		state := stateActive
+		if f.FailOpen {
+			state = stateFailOpen
+		}
+		add(state, f.Backends)
+		add(stateQuarantined, f.Quarantined)
 	}
 	return t
 }

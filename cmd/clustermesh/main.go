@@ -129,7 +129,7 @@ and a service can have its backends in all of them.`,
 	addSocketFlags(root)
 	addGroup(root, "try", "Try it on one machine:", newDemoCommand(e), newTestbedCommand(e))
 	addGroup(root, "ask", "Ask and change a node:",
-		newStatusCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
+		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))
 	addGroup(root, "run", "Run on a node:", newAgentCommand(), newKVStoreCommand())
 	root.AddCommand(newVersionCommand(e))

@@ -104,9 +104,9 @@ func (p *printer) table(t *table) {
 // colourOf returns the colour of a status word.
 func colourOf(status string) string {
 	switch word, _, _ := strings.Cut(status, ":"); word {
-	case "error", "away":
+	case "error", "away", "dead", "suspect", "unreachable":
 		return red
-	case "pending", "syncing":
+	case "pending", "syncing", "agent-down", "control-plane-down", "left":
 		return yellow
 	}
 	return ""

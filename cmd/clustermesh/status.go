@@ -14,8 +14,9 @@ import (
 func newStatusCommand(e *env) *cobra.Command {
 	return query[*api.Status]{
 		use:   "status",
-		short: "How a node is: its stores, tables and data path, and what it refused",
-		long: `How a node is: its stores, tables and data path, and what it refused.
+		short: "How a node is: its stores, tables and data path, who else is alive, and what it refused",
+		long: `How a node is: its stores, tables and data path, who else is alive and what has changed in that
+lately, and what it refused.
 
 Exit codes:
   0  all is well
@@ -50,6 +51,10 @@ func printStatus(p *printer, s *api.Status) {
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")
+	if s.Gossip.Enabled {
+		printMembers(p, &s.Gossip)
+		p.printf("\n")
+	}
 	p.table(countTable(s.Tables))
 	if len(s.Refusals) > 0 {
 		p.printf("\n")

@@ -1,6 +1,7 @@
 /* All maps of a node, and no program: the Go types of their keys and values are made from this object, once. */
 #include "lib/addresses.h"
 #include "lib/drops.h"
+#include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/nodes.h"
 #include "lib/services.h"
@@ -22,5 +23,9 @@ const enum direction unused_direction __attribute__((unused));
 const enum address_kind unused_address_kind __attribute__((unused));
 const enum affinity unused_affinity __attribute__((unused));
 const enum backend_group unused_backend_group __attribute__((unused));
+const enum echo_port unused_echo_port __attribute__((unused));
+const enum echo_type unused_echo_type __attribute__((unused));
+const struct echo_message unused_echo_message __attribute__((unused));
+const struct echo_answer unused_echo_answer __attribute__((unused));
 
 char _license[] SEC("license") = "Dual MIT/GPL";

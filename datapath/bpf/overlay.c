@@ -2,6 +2,7 @@
  * the VXLAN device. */
 #include "lib/addresses.h"
 #include "lib/drops.h"
+#include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/identity.h"
 #include "lib/net.h"
@@ -14,6 +15,27 @@ static __always_inline bool may_send_as(const struct node *node, __be32 node_add
 	if (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE)
 		return inner_src == node_addr;
 	return identity_cluster(identity) == node->cluster && !identity_is_reserved(identity & 0xffff);
+}
+
+/* What a node sends to this node's own address: an echo ends here, everything else is the stack's. */
+static __always_inline int to_this_node(struct __sk_buff *skb, struct packet4 *p, __be32 sender, __u32 identity)
+{
+	struct echo echo;
+
+	/* Only a node as itself: what a pod sends is never taken for an echo. */
+	if (identity != IDENTITY_REMOTE_NODE)
+		return PASS;
+	switch (echo_parse(skb, p->ip, &echo)) {
+	case ECHO_REQUEST:
+		if (!echo_turn_round(skb, p, &echo) || !tunnel_set_key4(skb, sender, IDENTITY_REMOTE_NODE))
+			return drop(skb, DROP_NO_TUNNEL, EGRESS);
+		return bpf_redirect(tunnel_ifindex, 0);
+	case ECHO_REPLY:
+		echo_answered(sender, &echo);
+		return TC_ACT_SHOT; /* It has arrived, so it counts as no drop. */
+	default:
+		return PASS;
+	}
 }
 
 SEC("tc")
@@ -45,7 +67,7 @@ int from_overlay(struct __sk_buff *skb)
 	if (dst)
 		return endpoint_deliver4(skb, &p, dst, INGRESS);
 	if (p.ip->daddr == node_address)
-		return PASS;
+		return to_this_node(skb, &p, sender, key.tunnel_id);
 	return drop(skb, DROP_NO_ENDPOINT, INGRESS);
 }
 

@@ -55,7 +55,7 @@ struct service {
 	/* Names the service's port across restarts of the agent: see portID in lbstate.go. */
 	__u64 port_id;
 	/* By group: how many slots may be chosen from, which are numbered from 0, and how many
-	 * follow them whose backends get no new connections. */
+	 * follow them whose backends get no new connections. One map value, so that programs see both change at once. */
 	__u32 count[GROUPS];
 	__u32 quarantined[GROUPS];
 	__u32 flags;
@@ -129,7 +129,10 @@ static __always_inline const struct frontend *frontend_lookup(const struct ip_ad
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
-/* Picks a slot at random, in the group that the affinity prefers. Returns false if there is none. */
+/* Picks a slot at random, in the group that the affinity prefers, among those that may be chosen. If there are none in
+ * either group, all backends are quarantined, and then quarantine counts for nothing: failure detection may be
+ * wrong, and a connection that may fail is better than one that can't succeed. Returns false if there is no slot
+ * at all. */
 static __always_inline bool service_pick_slot(const struct frontend *f, struct slot_key *slot)
 {
 	const struct service *service = bpf_map_lookup_elem(&services, &f->service);
@@ -139,6 +142,11 @@ static __always_inline bool service_pick_slot(const struct frontend *f, struct s
 		return false;
 	local = service->count[GROUP_LOCAL];
 	remote = service->count[GROUP_REMOTE];
+	if (local + remote == 0) {
+		/* They are numbered from 0 then, as nothing precedes them. */
+		local = service->quarantined[GROUP_LOCAL];
+		remote = service->quarantined[GROUP_REMOTE];
+	}
 	if (f->affinity == AFFINITY_LOCAL && local)
 		remote = 0;
 	if (f->affinity == AFFINITY_REMOTE && remote)

@@ -1,3 +1,0 @@
-package gossip
-
-import _ "pgregory.net/rapid"

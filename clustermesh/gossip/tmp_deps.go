@@ -1,6 +1,0 @@
-package gossip
-
-import (
-	_ "github.com/fxamacker/cbor/v2"
-	_ "github.com/hashicorp/serf/coordinate"
-)
