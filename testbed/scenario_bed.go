@@ -35,6 +35,11 @@ type bedWorld struct {
 	clients   map[identity.NodeName]*api.Client
 	addresses map[string]netip.Addr
 
+	// reading guards what was last read of the kernels, which is not changed any more.
+	reading sync.Mutex
+	readAt  time.Time
+	read    map[identity.NodeName][]frontend
+
 	mu      sync.Mutex
 	servers map[string]server
 	// off are the nodes that are down, and mute those whose agent does not run besides.
@@ -223,10 +228,7 @@ func (w *bedWorld) look(ctx context.Context, what looks) *sight {
 	s := &sight{at: time.Now()}
 	live := w.snapshot(s)
 	if what&lookKernels != 0 {
-		s.kernels = map[identity.NodeName][]frontend{}
-		for _, n := range live {
-			s.kernels[n] = w.kernel(n)
-		}
+		w.lookKernels(live, what&lookAgain != 0, s)
 	}
 	if what&lookViews != 0 {
 		w.lookViews(ctx, live, s)
@@ -251,6 +253,19 @@ func (w *bedWorld) snapshot(s *sight) (live []identity.NodeName) {
 		}
 	}
 	return live
+}
+
+// lookKernels reads the kernels, or takes what was read just now: several expectations may look at the same time.
+func (w *bedWorld) lookKernels(live []identity.NodeName, again bool, s *sight) {
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	if again || time.Since(w.readAt) > kernelInterval/2 {
+		w.readAt, w.read = time.Now(), map[identity.NodeName][]frontend{}
+		for _, n := range live {
+			w.read[n] = w.kernel(n)
+		}
+	}
+	s.at, s.kernels = w.readAt, w.read
 }
 
 // kernel reads the service's addresses out of a node's maps.

@@ -129,7 +129,7 @@ func (w *fakeWorld) look(_ context.Context, what looks) *sight {
 			f.backends = append(f.backends, server.address)
 		}
 	}
-	if w.looked++; what == lookKernels && w.looked == w.flicker {
+	if w.looked++; what&lookKernels != 0 && w.looked == w.flicker {
 		f.backends = f.backends[1:]
 	}
 	for _, n := range w.nodes() {
@@ -221,6 +221,8 @@ func TestScenarioFails(t *testing.T) {
 			"tells that west/node2 went from alive to dead 1s after that"},
 		{"from here on, quarantine", "from here on: nothing is quarantined in any view\nkill node west/node2\nwait 5s", nil,
 			"has west/node2 quarantined as dead (no answer)"},
+		{"nobody ever answers", "kill node west/node1\nkill node west/node2\nkill node east/node1\nfor 1s: every node is alive in every view", func(w *fakeWorld) { w.deaf = "east/node2" },
+			"no agent has ever told its view"},
 		{"now", "3 backends in every kernel", nil, "x.txt:4: expected"},
 		{"a start fails", "kill node west/node2\nstart node west/node2\nwait 1s", func(w *fakeWorld) { w.startFails = errors.New("no luck") },
 			"x.txt:5: start node west/node2: no luck"},

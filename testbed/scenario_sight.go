@@ -19,6 +19,8 @@ const (
 	lookViews
 	lookStatus
 	lookTraffic
+	// lookAgain asks for a new sight, and not for one that somebody else has just taken.
+	lookAgain
 )
 
 // sight is what was seen of a bed in one moment.

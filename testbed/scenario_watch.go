@@ -49,11 +49,17 @@ func (w *watch) end() string {
 }
 
 func (r *scenarioRun) keepLooking(ctx context.Context, w *watch, list []condition, what looks, since time.Time) {
+	told := false
 	for {
 		next := time.Now().Add(intervalOf(what))
 		ended := ctx.Err() != nil
-		if p := r.confirmed(context.WithoutCancel(ctx), w, list, what, since); p != "" {
-			r.fail(r.unexpected(w.step, fmt.Sprintf("%.2f s later %s", time.Since(w.began).Seconds(), p)))
+		problem, silent := r.confirmed(context.WithoutCancel(ctx), w, list, what, since)
+		told = told || !silent
+		if ended && !told {
+			problem = "no agent has ever told its view"
+		}
+		if problem != "" {
+			r.fail(r.unexpected(w.step, fmt.Sprintf("%.2f s later %s", time.Since(w.began).Seconds(), problem)))
 			return
 		}
 		if ended {
@@ -66,15 +72,20 @@ func (r *scenarioRun) keepLooking(ctx context.Context, w *watch, list []conditio
 // confirmLooks in a row must show a problem: a listing of a map that is being written may miss an entry.
 const confirmLooks = 3
 
-func (r *scenarioRun) confirmed(ctx context.Context, w *watch, list []condition, what looks, since time.Time) (problem string) {
+// confirmed looks for a problem; silent is true if no agent has told its view. An agent that is being started, or a machine that
+// is too busy to answer, is no news of others.
+func (r *scenarioRun) confirmed(ctx context.Context, w *watch, list []condition, what looks, since time.Time) (problem string, silent bool) {
 	for range confirmLooks {
 		w.looks.Add(1)
-		// An agent that is being started does not answer; that is no news of others.
 		s := r.world.look(ctx, what)
+		if what&lookViews != 0 && len(s.views) == 0 {
+			return "", true
+		}
 		s.since = since
 		if problem = firstProblem(list, s, false); problem == "" {
-			return ""
+			return "", false
 		}
+		what |= lookAgain
 	}
-	return problem
+	return problem, false
 }
