@@ -127,7 +127,7 @@ and a service can have its backends in all of them.`,
 	root.SetOut(e.out)
 	root.SetErr(e.err)
 	addSocketFlags(root)
-	addGroup(root, "try", "Try it on one machine:", newDemoCommand(e), newTestbedCommand(), newSimCommand(e))
+	addGroup(root, "try", "Try it on one machine:", newDemoCommand(e), newTestbedCommand(e), newSimCommand(e))
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))

@@ -14,7 +14,7 @@ import (
 )
 
 // newTestbedCommand returns "clustermesh testbed" and all that is below it.
-func newTestbedCommand() *cobra.Command {
+func newTestbedCommand(e *env) *cobra.Command {
 	cmd := family("testbed", "Whole clusters on this machine, in network namespaces", `  clustermesh testbed up                                       east and west, two nodes each
   clustermesh testbed pod run east/node1 web --labels app=web -- clustermesh testbed serve --name east/web
   clustermesh testbed exec west/node1 -- clustermesh status    as on that machine
@@ -22,6 +22,7 @@ func newTestbedCommand() *cobra.Command {
 		newTestbedUpCommand(), newTestbedDownCommand(), newTestbedStatusCommand(),
 		newTestbedPodCommand(), newTestbedExecCommand(),
 		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedFlapCommand(), newTestbedHealCommand(),
+		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its
 own etcd, every node its own agent, and packets really go through VXLAN. It takes root, and

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"causeway/testbed"
 )
@@ -40,6 +41,8 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed loss some", exitNotAsked, "no number"},
 		{"testbed flap", exitNotAsked, "name the node"},
 		{"testbed flap east", exitNotAsked, "like east/node1"},
+		{"testbed scenario", exitNotAsked, "name the scenario"},
+		{"testbed scenario no-such-file", exitFailed, "no-such-file"},
 		{"testbed heal", exitNotAsked, "two places"},
 		{"testbed serve", exitNotAsked, "--name"},
 		{"testbed serve --name x --listen nonsense", exitFailed, "listening on nonsense"},
@@ -107,5 +110,32 @@ func TestStatusShowsFaults(t *testing.T) {
 	})
 	if want := "\npartition: east -> west loses 100 % of udp/7946 (3 so far)\nevery link loses 5 % (7 so far)\n"; out.String() != want {
 		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestScenarioCheck(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "mine.txt")
+	for text, want := range map[string]string{
+		"clusters a\nnodes 1\nservice shop on every node\nall is well\n": "mine.txt can be run; steps: 1\n",
+		"clusters a\nnodes 1\nservice shop on every node\nall is bad\n":  "error: mine.txt:4: \"all is bad\" is no step that is known; write: all is well\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := cli(t, nil, "testbed", "scenario", "--check", file); got.out+got.err != want {
+			t.Errorf("got %+v, want %q", got, want)
+		}
+	}
+}
+
+func TestScenarioEventsAsLines(t *testing.T) {
+	var out strings.Builder
+	p := &printer{w: &out}
+	printScenarioEvent(p, testbed.ScenarioEvent{Line: 7, Step: "kill node west/node2"})
+	printScenarioEvent(p, testbed.ScenarioEvent{Line: 7, Step: "within 2s: all is well", Done: true, Took: 1234 * time.Millisecond, Detail: "after 1.23 s"})
+	printScenarioEvent(p, testbed.ScenarioEvent{Step: "take everything down", Done: true, Err: os.ErrClosed})
+	want := "ok       1.23s     7  within 2s: all is well  after 1.23 s\nFAILED      0s        take everything down\n"
+	if out.String() != want {
+		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
 }
