@@ -291,7 +291,8 @@ func makeNoTransitions(a arguments, s *Setup) (condition, error) {
 	}
 	return aboutViews(a[1], s, func(s *sight, m *api.Members) string {
 		for _, t := range m.Transitions {
-			if t.At.Before(s.since) || but != nil && but(t.Subject) {
+			// What was not known before has not changed: an agent that is started learns everything anew.
+			if t.At.Before(s.since) || t.From == string(identity.ReachUnknown) || but != nil && but(t.Subject) {
 				continue
 			}
 			return fmt.Sprintf("tells that %s went from %s to %s %v after that%s", t.Subject, t.From, t.To, t.At.Sub(s.since).Round(time.Millisecond), because(t.Reason))

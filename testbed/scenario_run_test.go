@@ -112,7 +112,7 @@ func (w *fakeWorld) look(_ context.Context, what looks) *sight {
 	defer w.mu.Unlock()
 	s := &sight{at: time.Now(), kernels: map[identity.NodeName][]frontend{}, views: map[identity.NodeName]*api.Members{}}
 	f := frontend{address: addr("100.64.64.1"), known: true}
-	m := &api.Members{Enabled: true}
+	m := &api.Members{Enabled: true, Transitions: []api.Transition{{At: s.at, Subject: "west", From: "unknown", To: "reachable"}}}
 	for _, n := range w.nodes() {
 		state := identity.NodeAlive
 		if at, dead := w.killed[n]; dead && time.Since(at) >= w.notice {

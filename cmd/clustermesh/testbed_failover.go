@@ -114,7 +114,7 @@ func printFailoverSummary(p *printer, kind string, s testbed.FailoverSummary) {
 	if s.Kills == 0 {
 		return
 	}
-	p.printf("\n%s\n", p.paint(bold, fmt.Sprintf("From the kill of a %s until nothing new goes there, in each kernel that is left (%d kills)", kind, s.Kills)))
+	p.printf("\n%s\n", p.paint(bold, fmt.Sprintf("From the kill of a %s until nothing new goes there, in each kernel that is left (kills: %d)", kind, s.Kills)))
 	p.printf("%s", s.Out.Histogram())
 	t := newTable("MS", "SAMPLES", "P50", "P90", "P99", "MAX")
 	t.add("out", s.Out.Samples, s.Out.P50, s.Out.P90, s.Out.P99, s.Out.Max)
