@@ -262,10 +262,22 @@ func (b *Bed) restartAgent(ctx context.Context, s *State, cluster, node string) 
 			stores++
 		}
 	}
-	if stores < len(now.Clusters) || len(now.Partitions) > 0 || now.Loss > 0 {
+	if stores < len(now.Clusters) || len(now.Partitions) > 0 || now.Loss > 0 || now.missing(cluster, node) {
 		return b.waitAgentAnswers(ctx, cluster, node, p)
 	}
 	return b.waitAgent(ctx, cluster, node, p, stores)
+}
+
+// missing tells whether anybody else is down, which the agent of a node would rightly complain about.
+func (s *State) missing(cluster, node string) bool {
+	for _, c := range s.Clusters {
+		for _, n := range c.Nodes {
+			if (c.Name != cluster || n.Name != node) && (n.Down || !n.Agent.alive()) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // startNode brings a node back: its pods' commands before its link, so that no connection finds a pod without its server.

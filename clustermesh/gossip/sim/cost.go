@@ -41,8 +41,6 @@ func (m medium) idle() traffic {
 	}
 }
 
-func (t traffic) add(o traffic) traffic { return traffic{t.packets + o.packets, t.bytes + o.bytes} }
-
 // perChange returns how many bytes a member sends for one change that reaches everyone.
 func (m medium) perChange() float64 {
 	alone := float64(m.fan()) / m.perTick() // of the copies; the others ride on probes and answers

@@ -116,6 +116,7 @@ func verdict(r *rand.Rand, m medium, t gossip.Timing, a *accusation) int {
 		heard = min(heard, rank)
 	}
 	at := a.dead.at(heard) + steps(max(t.Silence-t.Accused, time.Duration(t.Echoes)*t.Urgent)) + r.IntN(steps(stepInterval))
+	at = max(at, a.probed+steps(t.Silence))  // t.Accused is for the profile as it is; with a shorter one it says too much
 	for m.live > 1 && r.Float64() < m.loss { // the other's report gets lost; there is one with each of its echoes
 		at += steps(t.Urgent)
 	}

@@ -94,6 +94,12 @@ func (n *network) loses() bool {
 	return loss > 0 && rand.Float64() < loss
 }
 
+// losesRoundTrip tells whether the next packet gets lost, or the answer to it.
+func (n *network) losesRoundTrip() bool {
+	there, back := n.loses(), n.loses()
+	return there || back
+}
+
 // kill makes the member silent: neither what it sends nor what it is sent arrives any more. Only who is connected to it
 // is told, so that nobody waits for it who set no deadline; a machine that is gone would not even do that.
 func (t *transport) kill() {
@@ -188,7 +194,7 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 		return nil, err
 	}
 	wait := 2 * t.net.delay
-	for t.net.loses() || t.net.loses() { // SYN, or the answer
+	for t.net.losesRoundTrip() {
 		wait += lostSYN
 	}
 	if to.silent() || wait > timeout {

@@ -34,15 +34,6 @@ func byWaiting(r *rand.Rand, n int, p float64) (successes int) {
 	}
 }
 
-// roundUp rounds x up or down at random, so that the mean is x.
-func roundUp(r *rand.Rand, x float64) int {
-	whole := math.Floor(x)
-	if r.Float64() < x-whole {
-		whole++
-	}
-	return int(whole)
-}
-
 // distinct returns k different numbers below n in random order; k must be much smaller than n, or n be small.
 func distinct(r *rand.Rand, k, n int) []int {
 	if n <= 4*k {

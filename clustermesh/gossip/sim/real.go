@@ -142,10 +142,17 @@ func (p *pool) joinAny(m *memberlist.Memberlist, name string) (err error) {
 	return fmt.Errorf("join member %s: %w", name, err)
 }
 
+// settling is how long members may take to know each other; on a machine that keeps up they take a second.
+const settling = time.Minute
+
 // settle waits until every member knows all of them.
 func (p *pool) settle(ctx context.Context) error {
+	began := time.Now()
 	for _, m := range p.members {
 		for m.NumMembers() < len(p.members) {
+			if time.Since(began) > settling {
+				return fmt.Errorf("%d real members still do not know each other after %v: this machine is too busy for so many", len(p.members), settling)
+			}
 			if err := sleep(ctx, 50*time.Millisecond); err != nil {
 				return err
 			}

@@ -86,17 +86,6 @@ func (c *curve) at(rank int) int {
 	return c.late[rank-by]
 }
 
-// by returns how many know at the end of a step.
-func (c *curve) by(at int) int {
-	switch i := at - c.first; {
-	case i < 0 || len(c.known) == 0:
-		return 0
-	case i < len(c.known):
-		return c.known[i]
-	}
-	return c.known[len(c.known)-1] + sort.SearchInts(c.late, at+1)
-}
-
 // unaware is the probability that a given member has not heard by gossip at the end of a step. It is known also where nobody of so
 // many was left out.
 func (c *curve) unaware(at, members int) float64 {
