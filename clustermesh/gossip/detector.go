@@ -144,22 +144,20 @@ func (d *detector) joined(name identity.NodeName, now time.Time) {
 	t.alive(now)
 }
 
-func (d *detector) gone(name identity.NodeName, announced bool, now time.Time) {
+// A member that is gone, and did not say so, has been silent for some time (accused) already.
+func (d *detector) gone(name identity.NodeName, accused time.Duration, now time.Time) {
 	t := d.target(name, now)
-	if t.member && !announced {
-		// It has been silent for some time already, or memberlist would not say so.
-		t.life = earlier(now.Add(-d.timing.Accused), t.life)
-		t.echoes = 0
+	if t.member {
+		t.life, t.echoes = later(now.Add(-accused), t.life), 0
 	}
 	t.member, t.missing = false, now
 }
 
-// earlier returns what a life's last sign was at the latest.
-func earlier(guess, known time.Time) time.Time {
-	if known.After(guess) {
-		return known
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
 	}
-	return guess
+	return a
 }
 
 // alive notes a sign of life.

@@ -481,7 +481,11 @@ func (g *Gossip) joined(e event) {
 func (g *Gossip) left(e event) {
 	g.dirty = true
 	if e.pool == clusterPool {
-		g.detector.gone(e.node, g.facts[e.node].Stopping, e.at)
+		var accused time.Duration
+		if p := g.pools[clusterPool]; p != nil && !g.facts[e.node].Stopping {
+			accused = p.profile.Accused(p.size() + 1)
+		}
+		g.detector.gone(e.node, accused, e.at)
 		return
 	}
 	if e.node.Cluster != g.Self.Cluster {

@@ -13,9 +13,6 @@ type Timing struct {
 	// Silence is how long a node must have been silent in every way before it is suspect. A partition that is shorter
 	// changes nothing.
 	Silence time.Duration
-	// Accused is how long a member has been silent at least when memberlist gives it up: a probe's interval
-	// and the time it had to refute, less what timers are off.
-	Accused time.Duration
 	// Patience is how long a node whose data path answers may be missed by memberlist before its agent is said to be
 	// down: until then it may be a probe lost too many.
 	Patience time.Duration
@@ -36,7 +33,7 @@ type Timing struct {
 // DefaultTiming is for ClusterProfile and MeshProfile.
 func DefaultTiming() Timing {
 	return Timing{
-		Silence: 1100 * time.Millisecond, Accused: 550 * time.Millisecond, Patience: 1500 * time.Millisecond, Dead: 5 * time.Second,
+		Silence: 1100 * time.Millisecond, Patience: 1500 * time.Millisecond, Dead: 5 * time.Second,
 		ClusterSilence: 1800 * time.Millisecond, ClusterStart: 6 * time.Second, Echoes: 4, OtherEchoes: 3,
 		Urgent: 80 * time.Millisecond, Calm: 200 * time.Millisecond, Slow: 400 * time.Millisecond, Fresh: 500 * time.Millisecond,
 	}

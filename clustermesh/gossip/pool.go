@@ -129,7 +129,7 @@ func (b *inbox) take() []event {
 
 func openPool(cfg poolConfig) (*pool, error) {
 	p := &pool{poolConfig: cfg, members: map[identity.NodeName]member{}, joining: map[string]time.Time{}}
-	p.queue = &memberlist.TransmitLimitedQueue{NumNodes: p.size, RetransmitMult: 4}
+	p.queue = &memberlist.TransmitLimitedQueue{NumNodes: p.size, RetransmitMult: cfg.profile.RetransmitMult}
 	c := memberlist.DefaultLANConfig()
 	cfg.profile.Apply(c)
 	c.Name, c.Label, c.RequireNodeNames = cfg.self.String(), cfg.label, true

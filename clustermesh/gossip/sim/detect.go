@@ -17,9 +17,8 @@ const (
 
 // accusation is how a pool comes to call members dead that are.
 type accusation struct {
-	probed int    // step at which the first probe was sent that failed
-	heard  *curve // of the suspicion
-	dead   *curve // of the declaration of death
+	heard *curve // of the suspicion
+	dead  *curve // of the declaration of death
 }
 
 // first returns when the first member declares it: it was the first that suspected.
@@ -28,7 +27,7 @@ func (a *accusation) first() int { return a.dead.first }
 // accuse simulates what follows when some members of a pool die at step 0. m.live must not count them.
 func accuse(r *rand.Rand, m medium, dead int) *accusation {
 	failed := missed(r, m, dead)
-	a := &accusation{probed: failed[0].at}
+	a := &accusation{}
 	for i := range failed {
 		failed[i].at += steps(m.ProbeInterval) // until then there may be an answer, indirectly or over TCP
 	}
@@ -115,8 +114,7 @@ func verdict(r *rand.Rand, m medium, t gossip.Timing, a *accusation) int {
 	for _, rank := range distinct(r, watchers, m.live) {
 		heard = min(heard, rank)
 	}
-	at := a.dead.at(heard) + steps(max(t.Silence-t.Accused, time.Duration(t.Echoes)*t.Urgent)) + r.IntN(steps(stepInterval))
-	at = max(at, a.probed+steps(t.Silence))  // t.Accused is for the profile as it is; with a shorter one it says too much
+	at := a.dead.at(heard) + steps(max(t.Silence-m.Accused(m.members), time.Duration(t.Echoes)*t.Urgent)) + r.IntN(steps(stepInterval))
 	for m.live > 1 && r.Float64() < m.loss { // the other's report gets lost; there is one with each of its echoes
 		at += steps(t.Urgent)
 	}

@@ -32,7 +32,7 @@ func (w mesh) size(cluster int) int {
 
 func (w mesh) pool(cluster, dead int) medium {
 	n := w.size(cluster)
-	return medium{Profile: w.cluster, members: n, live: n - dead, loss: w.loss, delay: w.delay, retransmit: retransmitMult}
+	return medium{Profile: w.cluster, members: n, live: n - dead, loss: w.loss, delay: w.delay, retransmit: w.cluster.RetransmitMult}
 }
 
 // news is the pool for what we carry through it ourselves: its queue is our own.
@@ -45,7 +45,7 @@ func (w mesh) speakers() int { return min(speakersPerCluster, w.nodes/w.clusters
 
 func (w mesh) speakerPool(dead int) medium {
 	n := w.clusters * w.speakers()
-	return medium{Profile: w.mesh, members: n, live: n - dead, loss: w.loss, delay: w.far, retransmit: retransmitMult}
+	return medium{Profile: w.mesh, members: n, live: n - dead, loss: w.loss, delay: w.far, retransmit: w.mesh.RetransmitMult}
 }
 
 // nodeDeath is what follows when a node of the first cluster dies at step 0.

@@ -62,7 +62,7 @@ func Defaults() Options {
 		Trials:   200, Seed: 1,
 		RTT: time.Millisecond, MeshRTT: rtt,
 		Cluster: gossip.ClusterProfile(), Mesh: gossip.MeshProfile(rtt),
-		Timing: gossip.DefaultTiming(), Retransmit: retransmitMult,
+		Timing: gossip.DefaultTiming(), Retransmit: gossip.ClusterProfile().RetransmitMult,
 	}
 }
 

@@ -18,7 +18,6 @@ func steps(d time.Duration) int { return int((d + step - 1) / step) }
 
 // What memberlist.DefaultLANConfig sets and no profile changes.
 const (
-	retransmitMult    = 4
 	indirectChecks    = 3
 	pushPullThreshold = 32 // members, above which memberlist exchanges states less often
 )
