@@ -16,7 +16,8 @@ type Profile struct {
 	// whoever probes it next; all members probe.
 	ProbeInterval time.Duration
 	// ProbeTimeout is how long a direct answer may take; what is left of the interval is for indirect ones and TCP. It
-	// must be well above the round trip, or every probe is an indirect one.
+	// must be well above the round trip, or every probe is an indirect one; and below half of the interval, or others' word that
+	// they cannot reach a member either comes too late, and whoever asked doubts itself instead (Lifeguard).
 	ProbeTimeout time.Duration
 	// SuspicionMult times log10 of the members (at least 1) times the interval is what a member has to refute a suspicion.
 	SuspicionMult int
@@ -34,7 +35,7 @@ type Profile struct {
 // verdict. So its probes may be eager: a wrong accusation costs a few echoes.
 func ClusterProfile() Profile {
 	return Profile{
-		ProbeInterval: 100 * time.Millisecond, ProbeTimeout: 60 * time.Millisecond, SuspicionMult: 2,
+		ProbeInterval: 100 * time.Millisecond, ProbeTimeout: 40 * time.Millisecond, SuspicionMult: 2,
 		GossipInterval: 50 * time.Millisecond, GossipNodes: 3, RetransmitMult: 8, PushPullInterval: 10 * time.Second,
 	}
 }
@@ -47,7 +48,7 @@ func (p Profile) Accused(members int) time.Duration {
 }
 
 // meshTimeouts are the probe timeouts that a mesh pool may have: it takes the smallest that is at least three round trips.
-var meshTimeouts = []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond}
+var meshTimeouts = []time.Duration{80 * time.Millisecond, 160 * time.Millisecond, 320 * time.Millisecond, 640 * time.Millisecond, 1280 * time.Millisecond}
 
 // MeshProfile is for the speakers of all clusters, with the round trip to the farthest of them.
 func MeshProfile(rtt time.Duration) Profile {
@@ -59,7 +60,7 @@ func MeshProfile(rtt time.Duration) Profile {
 		}
 	}
 	return Profile{
-		ProbeInterval: 2 * timeout, ProbeTimeout: timeout, SuspicionMult: 2,
+		ProbeInterval: timeout * 5 / 2, ProbeTimeout: timeout, SuspicionMult: 2,
 		GossipInterval: 50 * time.Millisecond, GossipNodes: 3, RetransmitMult: 8, PushPullInterval: 10 * time.Second,
 	}
 }
