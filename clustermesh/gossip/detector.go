@@ -30,8 +30,9 @@ type target struct {
 	// member of the cluster's pool; otherwise missing since then.
 	member  bool
 	missing time.Time
-	// life is the last sign of it, or when looking began; echoes have gone unanswered since.
-	life     time.Time
+	// silent since it has certainly not answered: since the first probe or echo that it did not, not since it last did.
+	// Zero: it has answered all. echoes have gone unanswered since.
+	silent   time.Time
 	echoes   uint32
 	answered time.Time
 	sent     time.Time
@@ -59,8 +60,10 @@ type report struct {
 
 // remote is another cluster, as a speaker sees it.
 type remote struct {
+	// life is the last sign of it, or when looking began; silent as of a target.
 	life    time.Time
 	heard   bool
+	silent  time.Time
 	echoes  uint32
 	sent    time.Time
 	members int
@@ -69,8 +72,8 @@ type remote struct {
 	examined time.Time
 	vote     identity.ReachState
 	rtt      time.Duration
-	// silent are its nodes that answer no echo while others of it do, and no agent of its own is there to say so.
-	silent []string
+	// lost are its nodes that answer no echo while others of it do, and no agent of its own is there to say so.
+	lost []string
 }
 
 // world is what a detector is told of everything else, at each tick.
@@ -118,7 +121,7 @@ type (
 	voteOn struct {
 		cluster string
 		state   identity.ReachState
-		silent  []string
+		lost    []string
 	}
 )
 
@@ -131,7 +134,7 @@ func newDetector(self identity.NodeName, timing Timing) *detector {
 func (d *detector) target(name identity.NodeName, now time.Time) *target {
 	t := d.targets[name]
 	if t == nil {
-		t = &target{life: now, missing: now, askers: map[string]time.Time{}, others: map[identity.NodeName]report{}}
+		t = &target{missing: now, askers: map[string]time.Time{}, others: map[identity.NodeName]report{}}
 		d.targets[name] = t
 	}
 	return t
@@ -141,28 +144,27 @@ func (d *detector) target(name identity.NodeName, now time.Time) *target {
 func (d *detector) joined(name identity.NodeName, now time.Time) {
 	t := d.target(name, now)
 	t.member = true
-	t.alive(now)
+	t.alive()
 }
 
 // A member that is gone, and did not say so, has been silent for some time (accused) already.
 func (d *detector) gone(name identity.NodeName, accused time.Duration, now time.Time) {
 	t := d.target(name, now)
 	if t.member {
-		t.life, t.echoes = later(now.Add(-accused), t.life), 0
+		t.silent, t.echoes = now.Add(-accused), 0
 	}
 	t.member, t.missing = false, now
 }
 
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
-}
-
 // alive notes a sign of life.
-func (t *target) alive(now time.Time) {
-	t.life, t.echoes = now, 0
+func (t *target) alive() { t.silent, t.echoes = time.Time{}, 0 }
+
+// silence is how long something has certainly not answered.
+func silence(since, now time.Time) time.Duration {
+	if since.IsZero() {
+		return 0
+	}
+	return now.Sub(since)
 }
 
 // meshMembers is what memberlist says of another cluster's members in the mesh pool; died: one of them has just gone.
@@ -192,7 +194,7 @@ func (d *detector) remote(cluster string, now time.Time) *remote {
 }
 
 func (r *remote) alive(rtt time.Duration, now time.Time) {
-	r.life, r.echoes, r.heard = now, 0, true
+	r.life, r.silent, r.echoes, r.heard = now, time.Time{}, 0, true
 	r.rtt = smooth(r.rtt, rtt)
 }
 
@@ -214,7 +216,7 @@ func (d *detector) answer(from netip.Addr, nonce uint64, now time.Time) {
 			if s.nonce != nonce || nonce == 0 {
 				continue
 			}
-			t.alive(now)
+			t.alive()
 			t.answered = now
 			t.rtt = smooth(t.rtt, now.Sub(s.at))
 			if name.Cluster != d.self.Cluster {
@@ -287,7 +289,7 @@ func (d *detector) busy(w world, now time.Time) bool {
 		}
 	}
 	for cluster := range w.samples {
-		if r := d.clusters[cluster]; r != nil && r.examine(now) {
+		if r := d.clusters[cluster]; r != nil && (r.examine(now) || r.stale(now, d.timing)) {
 			return true
 		}
 	}
@@ -296,7 +298,13 @@ func (d *detector) busy(w world, now time.Time) bool {
 
 // examine tells whether memberlist's probes are not enough to know how the cluster is.
 func (r *remote) examine(now time.Time) bool {
-	return r.members == 0 || now.Before(r.examined) || r.vote == identity.Unreachable
+	return r.members == 0 || now.Before(r.examined) || r.vote == identity.Unreachable || r.vote == identity.ReachControlPlaneDown
+}
+
+// stale tells that no member of the cluster has answered this node itself lately. That memberlist finds them alive says
+// nothing of this node's own way to them: others may have asked in its stead.
+func (r *remote) stale(now time.Time, timing Timing) bool {
+	return now.Sub(r.life) > timing.ClusterStale
 }
 
 // node looks at one node of the own cluster, if this node is one of those that have to.
@@ -320,7 +328,7 @@ func (d *detector) node(name identity.NodeName, w world, now time.Time, actions 
 	}
 	state, reason := judge(findings{
 		Missing: now.Sub(t.missing), Announced: info.stopping, Draining: info.draining,
-		Silence: now.Sub(t.life), Echoes: t.echoes, Answers: t.answers(d.timing, now),
+		Silence: silence(t.silent, now), Echoes: t.echoes, Answers: t.answers(d.timing, now),
 		Others: others, Available: available, Now: in, For: now.Sub(info.since),
 	}, d.timing)
 	if state != in {
@@ -353,11 +361,21 @@ func (d *detector) echo(name identity.NodeName, t *target, pace time.Duration, n
 	d.nonce++
 	t.nonces[d.nonce%uint64(len(t.nonces))] = sentEcho{d.nonce, now}
 	t.sent = now
-	t.echoes++
+	t.count(now)
 	if name.Cluster != d.self.Cluster {
-		d.remote(name.Cluster, now).echoes++
+		r := d.remote(name.Cluster, now)
+		if r.echoes++; r.silent.IsZero() {
+			r.silent = now
+		}
 	}
 	return append(actions, sendEcho{t.address, d.nonce})
+}
+
+// count notes an echo that has not come back yet.
+func (t *target) count(now time.Time) {
+	if t.echoes++; t.silent.IsZero() {
+		t.silent = now
+	}
 }
 
 // askOthers begs other nodes to look too while a verdict may be coming, and returns what they said lately.
@@ -407,14 +425,18 @@ func (d *detector) report(name identity.NodeName, t *target, now time.Time, acti
 // cluster looks at another cluster, as its own cluster's speaker. While its members are all well, memberlist's probes are enough.
 func (d *detector) cluster(name string, samples map[identity.NodeName]netip.Addr, now time.Time, actions []any) []any {
 	r := d.remote(name, now)
-	examine := r.examine(now)
+	examine, stale := r.examine(now), r.stale(now, d.timing)
 	pace := d.timing.Slow / 2
 	if now.Before(r.examined) {
 		pace = d.timing.Urgent
 	}
-	if examine && now.Sub(r.sent) >= pace {
+	if (examine || stale) && now.Sub(r.sent) >= pace {
 		r.sent = now
-		for _, node := range slices.SortedFunc(maps.Keys(samples), compareNames) {
+		asked := slices.SortedFunc(maps.Keys(samples), compareNames)
+		if !examine && r.echoes == 0 && len(asked) > 0 {
+			asked = asked[rand.IntN(len(asked)):][:1] // most likely it is just not its turn to be probed
+		}
+		for _, node := range asked {
 			t := d.target(node, now)
 			t.address = samples[node]
 			actions = d.echo(node, t, 0, now, actions)
@@ -424,31 +446,31 @@ func (d *detector) cluster(name string, samples map[identity.NodeName]netip.Addr
 		return actions // nothing is known of it that could be in service
 	}
 	state := judgeCluster(reachability{
-		Members: r.members, Missing: now.Sub(r.missing), Silence: now.Sub(r.life), Echoes: r.echoes, Heard: r.heard, Now: r.vote,
+		Members: r.members, Missing: now.Sub(r.missing), Silence: silence(r.silent, now), Echoes: r.echoes, Heard: r.heard, Now: r.vote,
 	}, d.timing)
-	if !examine && r.members > 0 && r.heard {
+	if !examine && !stale && r.members > 0 && r.heard {
 		state = identity.Reachable
 	}
-	silent := d.silentIn(samples, state, now)
-	if state != "" && (state != r.vote || !slices.Equal(silent, r.silent)) {
-		r.vote, r.silent = state, silent
-		actions = append(actions, voteOn{name, state, silent})
+	lost := d.lostIn(samples, state, now)
+	if state != "" && (state != r.vote || !slices.Equal(lost, r.lost)) {
+		r.vote, r.lost = state, lost
+		actions = append(actions, voteOn{name, state, lost})
 	}
 	return actions
 }
 
-// silentIn returns the nodes of a cluster without agents that do not answer: nobody but its peers can notice.
-func (d *detector) silentIn(samples map[identity.NodeName]netip.Addr, state identity.ReachState, now time.Time) (silent []string) {
+// lostIn returns the nodes of a cluster without agents that do not answer: nobody but its peers can notice.
+func (d *detector) lostIn(samples map[identity.NodeName]netip.Addr, state identity.ReachState, now time.Time) (lost []string) {
 	if state != identity.ReachControlPlaneDown {
 		return nil
 	}
 	for name := range samples {
-		if t := d.targets[name]; t != nil && now.Sub(t.life) >= d.timing.ClusterSilence && t.echoes >= d.timing.Echoes {
-			silent = append(silent, name.Node)
+		if t := d.targets[name]; t != nil && silence(t.silent, now) >= d.timing.ClusterSilence && t.echoes >= d.timing.Echoes {
+			lost = append(lost, name.Node)
 		}
 	}
-	slices.Sort(silent)
-	return silent
+	slices.Sort(lost)
+	return lost
 }
 
 // suspicion says in words what is odd about a node, for status.

@@ -833,8 +833,8 @@ func (g *Gossip) act(action any, now time.Time) {
 	case voteOn:
 		g.own.Votes[a.cluster] = a.state
 		delete(g.own.Silent, a.cluster)
-		if len(a.silent) > 0 {
-			g.own.Silent[a.cluster] = a.silent
+		if len(a.lost) > 0 {
+			g.own.Silent[a.cluster] = a.lost
 		}
 		g.tellFacts(now)
 		g.Log.Info("cluster", "subject", a.cluster, "state", a.state)

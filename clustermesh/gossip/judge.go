@@ -10,8 +10,8 @@ import (
 // Timing of the verdicts. The sum of what a killed node needs is below 2 s: up to 0.5 s until a member probes it, Silence
 // from then on, and two or three rounds of news in each tier.
 type Timing struct {
-	// Silence is how long a node must have been silent in every way before it is suspect. A partition that is shorter
-	// changes nothing.
+	// Silence is how long a node must certainly have been silent in every way before it is suspect. A partition that is
+	// shorter changes nothing.
 	Silence time.Duration
 	// Patience is how long a node whose data path answers may be missed by memberlist before its agent is said to be
 	// down: until then it may be a probe lost too many.
@@ -20,6 +20,8 @@ type Timing struct {
 	Dead time.Duration
 	// ClusterSilence is Silence for a whole cluster, and ClusterStart the same for one that has not been heard of yet.
 	ClusterSilence, ClusterStart time.Duration
+	// ClusterStale is how long no member of another cluster may have answered this node's own probes before it sends an echo.
+	ClusterStale time.Duration
 	// Echoes that must have gone unanswered, here and at the other node that is asked. With 20 % loss each way one is
 	// lost with probability 0.36: that all of both are is less than one in a thousand, and that on top of what memberlist saw.
 	Echoes, OtherEchoes uint32
@@ -34,7 +36,7 @@ type Timing struct {
 func DefaultTiming() Timing {
 	return Timing{
 		Silence: 1100 * time.Millisecond, Patience: 1500 * time.Millisecond, Dead: 5 * time.Second,
-		ClusterSilence: 1800 * time.Millisecond, ClusterStart: 6 * time.Second, Echoes: 4, OtherEchoes: 3,
+		ClusterSilence: 1500 * time.Millisecond, ClusterStart: 6 * time.Second, ClusterStale: time.Second, Echoes: 4, OtherEchoes: 3,
 		Urgent: 80 * time.Millisecond, Calm: 200 * time.Millisecond, Slow: 400 * time.Millisecond, Fresh: 500 * time.Millisecond,
 	}
 }

@@ -65,7 +65,7 @@ func TestJudgeCluster(t *testing.T) {
 	}{
 		{"its members answer", reachability{Members: 3, Heard: true}, identity.Reachable},
 		{"a partition of a second", reachability{Silence: 1100 * time.Millisecond, Missing: 300 * time.Millisecond, Echoes: 40, Heard: true, Now: identity.Reachable}, identity.Reachable},
-		{"silent", reachability{Silence: 1800 * time.Millisecond, Missing: time.Second, Echoes: 40, Heard: true, Now: identity.Reachable}, identity.Unreachable},
+		{"silent", reachability{Silence: 1500 * time.Millisecond, Missing: time.Second, Echoes: 40, Heard: true, Now: identity.Reachable}, identity.Unreachable},
 		{"silent, and hardly asked", reachability{Silence: time.Hour, Missing: time.Second, Echoes: 2, Heard: true, Now: identity.Reachable}, identity.Reachable},
 		{"its data path answers, its agents have just gone", reachability{Missing: time.Second, Heard: true, Now: identity.Reachable}, identity.Reachable},
 		{"its data path answers, its agents are gone", reachability{Missing: 4 * time.Second, Heard: true, Now: identity.Reachable}, identity.ReachControlPlaneDown},
