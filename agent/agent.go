@@ -114,10 +114,31 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	a.startGossip(ctx, tasks)
+	tasks.Go(func() error { return a.watchCarrier(ctx) })
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
 	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "attach", a.datapath.Attach())
 	return tasks.Wait()
+}
+
+// carrierPause is the time after which the link is watched again if that failed: a burst of changes may overflow the kernel's
+// queue of news.
+const carrierPause = time.Second
+
+// watchCarrier has the node be heard again as soon as its link is back. It is a help, not a condition: packets flow without it.
+func (a *agent) watchCarrier(ctx context.Context) error {
+	for {
+		err := tunnel.WatchCarrier(ctx, a.cfg.Node.Address)
+		if err == nil {
+			return nil
+		}
+		a.log.Warn("after a loss of the link it may take the node a second longer to be heard again", "error", err)
+		select {
+		case <-time.After(carrierPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // setupKernel makes the tunnel's device and loads the programs, or takes over those that are there.

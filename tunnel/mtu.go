@@ -25,20 +25,28 @@ func PodMTU(underlayMTU int, node netip.Addr) int {
 
 // UnderlayMTU returns the MTU of the link that has the node's address.
 func UnderlayMTU(node netip.Addr) (int, error) {
+	link, err := underlayLink(node)
+	if err != nil {
+		return 0, err
+	}
+	return link.Attrs().MTU, nil
+}
+
+func underlayLink(node netip.Addr) (netlink.Link, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return 0, fmt.Errorf("listing links: %w", err)
+		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	for _, link := range links {
 		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 		if err != nil {
-			return 0, fmt.Errorf("listing the addresses of %s: %w", link.Attrs().Name, err)
+			return nil, fmt.Errorf("listing the addresses of %s: %w", link.Attrs().Name, err)
 		}
 		for _, a := range addrs {
 			if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == node.Unmap() {
-				return link.Attrs().MTU, nil
+				return link, nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("no link has the node's address %s: check the node's address in the configuration", node)
+	return nil, fmt.Errorf("no link has the node's address %s: check the node's address in the configuration", node)
 }
