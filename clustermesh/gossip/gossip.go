@@ -125,7 +125,8 @@ type Gossip struct {
 	started  time.Time
 	stepped  time.Time
 	chored   time.Time
-	measured time.Time
+	measured time.Time // when the mesh pool's timeouts were right last
+	told     time.Time // when round trips were told last
 	dirty    bool
 	rows     map[identity.NodeName]identity.Liveness
 	reaches  map[string]identity.Reach
@@ -353,7 +354,7 @@ func (g *Gossip) SetNodes(nodes []identity.Node) {
 func (g *Gossip) Publish(e Entry) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.tell(Delta{Key: e.Key, Incarnation: e.Incarnation, Sequence: e.Sequence, Withdrawn: e.Withdrawn, Value: e.Value}, time.Now())
+	g.tell(Delta{Key: e.Key, Incarnation: e.Incarnation, Sequence: e.Sequence, Withdrawn: e.Withdrawn, Value: e.Value}, false, time.Now())
 	g.wakeUp()
 }
 
@@ -367,7 +368,7 @@ func (g *Gossip) Complete() {
 }
 
 // tell signs a delta of this node's, keeps it and spreads it.
-func (g *Gossip) tell(d Delta, now time.Time) {
+func (g *Gossip) tell(d Delta, urgent bool, now time.Time) {
 	d.Cluster, d.Node = g.Self.Cluster, g.Self.Node
 	d.sign(g.SigningKey)
 	if !g.ledger.news(&d) {
@@ -377,7 +378,7 @@ func (g *Gossip) tell(d Delta, now time.Time) {
 		g.Log.Warn("not told by gossip", "error", err)
 		return
 	}
-	g.spread(d, "")
+	g.spread(d, "", urgent)
 }
 
 // tellFacts tells what this node says of itself, if that has changed.
@@ -387,9 +388,16 @@ func (g *Gossip) tellFacts(now time.Time) {
 		return
 	}
 	g.sequence++
+	urgent := urgentFacts(g.facts[g.Self].facts, g.own)
 	g.facts[g.Self] = factsOf{cloneFacts(g.own), g.Incarnation}
 	g.dirty = true
-	g.tell(Delta{Key: factsKey(g.Self), Incarnation: g.Incarnation, Sequence: g.sequence, Value: value}, now)
+	g.tell(Delta{Key: factsKey(g.Self), Incarnation: g.Incarnation, Sequence: g.sequence, Value: value}, urgent, now)
+}
+
+// urgentFacts tells whether something has changed that backends' being in service follows from.
+func urgentFacts(old, now facts) bool {
+	return old.Draining != now.Draining || old.Stopping != now.Stopping || old.Speaker != now.Speaker ||
+		!maps.Equal(old.Votes, now.Votes) || !maps.EqualFunc(old.Silent, now.Silent, slices.Equal)
 }
 
 func cloneFacts(f facts) facts {
@@ -398,9 +406,8 @@ func cloneFacts(f facts) facts {
 }
 
 // spread sends a delta on: by gossip in both tiers, and what is urgent at once to some of those that it did not come from.
-func (g *Gossip) spread(d Delta, via string) {
+func (g *Gossip) spread(d Delta, via string, urgent bool) {
 	msg := message(msgDeltas, []Delta{d})
-	urgent := d.kind() == kindVerdict || d.kind() == kindFacts
 	for name, p := range g.pools {
 		if !g.share(name)(&d) {
 			continue
@@ -666,6 +673,10 @@ func (g *Gossip) receive(d Delta, via string, now time.Time) {
 		return
 	}
 	err := d.verify(signer.GossipKey)
+	urgent := d.kind() == kindVerdict
+	if f, bad := decodeFacts(&d); d.kind() == kindFacts && bad == nil {
+		urgent = urgentFacts(g.facts[d.Signer()].facts, f)
+	}
 	if err == nil {
 		err = g.accept(d, now)
 	}
@@ -680,7 +691,7 @@ func (g *Gossip) receive(d Delta, via string, now time.Time) {
 		g.refuse(d.Cluster, d.Key, err)
 		return
 	}
-	g.spread(d, via)
+	g.spread(d, via, urgent)
 }
 
 // errNoNews says that an entry is known by other ways already, and need not be handed on.
@@ -747,7 +758,7 @@ func (g *Gossip) acceptEntry(d Delta) error {
 	if d.Signer() == g.Self {
 		if !known && !d.Withdrawn {
 			// Somebody still holds what this node does not have any more.
-			g.tell(Delta{Key: d.Key, Incarnation: d.Incarnation, Sequence: d.Sequence, Withdrawn: true}, time.Now())
+			g.tell(Delta{Key: d.Key, Incarnation: d.Incarnation, Sequence: d.Sequence, Withdrawn: true}, false, time.Now())
 		}
 		return errNoNews
 	}
@@ -785,7 +796,7 @@ func (g *Gossip) issue(i issue, now time.Time) {
 		return
 	}
 	g.verdicts[i.subject] = v
-	g.tell(newVerdict(i.subject, g.ledger.get(verdictKey(i.subject)), v, now), now)
+	g.tell(newVerdict(i.subject, g.ledger.get(verdictKey(i.subject)), v, now), true, now)
 }
 
 // publicState is the verdict on a node; without any, all is well.

@@ -113,6 +113,9 @@ func (b *inbox) push(e event) {
 		b.events = append(b.events, e)
 	}
 	b.mu.Unlock()
+	if e.kind == evAcked {
+		return // nothing follows from it at once, and most of what happens is that
+	}
 	select {
 	case b.wake <- struct{}{}:
 	default:

@@ -109,30 +109,31 @@ func (g *Gossip) farthest() (rtt time.Duration) {
 	return rtt
 }
 
-// measure tells of round trips and coordinates, and of the keys that are in use, where they have changed by much.
+// measureInterval is how often a speaker tells of round trips and coordinates that have changed: they change all the time.
+const measureInterval = 30 * time.Second
+
+// measure tells of the keys that are in use and, now and then, of round trips and coordinates.
 func (g *Gossip) measure(now time.Time) {
 	g.own.Keys = fingerprints(g.keys)
 	if g.own.Speaker {
-		for cluster, r := range g.detector.clusters {
-			if us := uint32(r.rtt.Microseconds()); us > 0 && differs(g.own.RTTs[cluster], us) {
-				g.own.RTTs[cluster] = us
-			}
-		}
-		maps.DeleteFunc(g.own.RTTs, func(c string, _ uint32) bool { return g.detector.clusters[c] == nil })
 		g.own.ClusterKeys = g.heldByAll()
-		c := g.coord.GetCoordinate()
-		if old := g.own.Coordinate; old == nil || c.DistanceTo(old.coordinate()) > 5*time.Millisecond {
-			g.own.Coordinate = wire(c)
-		}
+		g.measureRTTs(now)
 	}
 	g.tellFacts(now)
 }
 
-// differs tells whether a measured value has changed so much that it is worth telling: by more than a factor of two, or
-// by a millisecond and a quarter.
-func differs(old, now uint32) bool {
-	delta := max(old, now) - min(old, now)
-	return old == 0 || now > 2*old || old > 2*now && delta > 1000 || delta > max(1000, old/4)
+func (g *Gossip) measureRTTs(now time.Time) {
+	due := now.Sub(g.told) >= measureInterval
+	for cluster, r := range g.detector.clusters {
+		if us := uint32(r.rtt.Microseconds()); us > 0 && (due || g.own.RTTs[cluster] == 0) {
+			g.own.RTTs[cluster] = us
+		}
+	}
+	maps.DeleteFunc(g.own.RTTs, func(c string, _ uint32) bool { return g.detector.clusters[c] == nil })
+	if due {
+		g.told = now
+		g.own.Coordinate = wire(g.coord.GetCoordinate())
+	}
 }
 
 // heldByAll are the keys that every live node of the cluster holds, the first being the one that all encrypt with, if they do.
@@ -273,7 +274,7 @@ func (g *Gossip) changeKeys(change func([][]byte) ([][]byte, error)) error {
 	if err := g.setKeys(keys); err != nil {
 		return err
 	}
-	g.tell(d, time.Now())
+	g.tell(d, false, time.Now())
 	g.measure(time.Now())
 	g.wakeUp()
 	return nil
