@@ -44,7 +44,7 @@ Exit codes:
   130  interrupted`,
 		Example: `  clustermesh sim gossip
   clustermesh sim gossip --nodes 5000 --clusters 1,3 --loss 0,1 --trials 1000
-  clustermesh sim gossip --nodes 5000 --clusters 1 --probe-interval 100ms --suspicion-mult 1
+  clustermesh sim gossip --nodes 5000 --clusters 1 --probe-interval 200ms --retransmit-mult 4
   clustermesh sim gossip --nodes 10,100 --clusters 1 --real 100
   clustermesh sim gossip -o json | jq '.rows[] | select(.everywhereMs.p99 > 2000)'`,
 		Args: cobra.NoArgs,
@@ -60,7 +60,7 @@ Exit codes:
 	flags.DurationVar(&o.MeshRTT, "mesh-rtt", o.MeshRTT, "round `trip` between clusters")
 	flags.DurationVar(&o.Cluster.ProbeInterval, "probe-interval", o.Cluster.ProbeInterval, "`time` between two probes of a member of a cluster's pool")
 	flags.IntVar(&o.Cluster.SuspicionMult, "suspicion-mult", o.Cluster.SuspicionMult, "`multiplier` of how long a suspect of a cluster's pool has to refute: 1 or 2")
-	flags.IntVar(&o.Retransmit, "retransmit-mult", o.Retransmit, "`multiplier` of how often a member sends a verdict on")
+	flags.IntVar(&o.Cluster.RetransmitMult, "retransmit-mult", o.Cluster.RetransmitMult, "`multiplier` of how often a member of any pool sends news on")
 	flags.IntVar(&most, "real", most, fmt.Sprintf("also run real members for sizes up to this `number`, at most %d", sim.MaxReal))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.Loss = nil
@@ -68,8 +68,9 @@ Exit codes:
 			o.Loss = append(o.Loss, p/100)
 		}
 		o.Mesh = gossip.MeshProfile(o.MeshRTT)
-		// Half of the interval is for the indirect probes; memberlist does not look whether that is left.
-		o.Cluster.ProbeTimeout = min(o.Cluster.ProbeTimeout, o.Cluster.ProbeInterval/2)
+		o.Mesh.RetransmitMult = o.Cluster.RetransmitMult
+		// More than half of the interval is for the indirect probes; memberlist does not look whether that is left.
+		o.Cluster.ProbeTimeout = min(o.Cluster.ProbeTimeout, o.Cluster.ProbeInterval*2/5)
 		if most < 0 || most > sim.MaxReal {
 			return usageError("--real %d: it must be 0 to %d", most, sim.MaxReal)
 		}

@@ -18,6 +18,7 @@ const (
 	newsBytes     = 100                           // one verdict or delta, signed by nobody: who sends it in whose name is checked by name
 	packetBytes   = headerBytes + 1 + 12 + 16 + 6 // around news that travels alone: version, nonce, tag, label
 	tcpPingBytes  = 300
+	echoBytes     = 50 + 20 + 8 + 24 // in the tunnel, with its headers
 )
 
 // traffic is what a member sends in a second while nothing changes.

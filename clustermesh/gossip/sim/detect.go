@@ -114,7 +114,9 @@ func verdict(r *rand.Rand, m medium, t gossip.Timing, a *accusation) int {
 	for _, rank := range distinct(r, watchers, m.live) {
 		heard = min(heard, rank)
 	}
-	at := a.dead.at(heard) + steps(max(t.Silence-m.Accused(m.members), time.Duration(t.Echoes)*t.Urgent)) + r.IntN(steps(stepInterval))
+	// The first echo is sent at once, and the last counts as soon as it is sent.
+	echoes := time.Duration(t.Echoes-1) * (t.Urgent + stepInterval - 1) / stepInterval * stepInterval
+	at := a.dead.at(heard) + steps(max(t.Silence-m.Accused(m.members), echoes)) + r.IntN(steps(stepInterval))
 	for m.live > 1 && r.Float64() < m.loss { // the other's report gets lost; there is one with each of its echoes
 		at += steps(t.Urgent)
 	}

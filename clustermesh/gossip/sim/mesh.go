@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -8,8 +9,14 @@ import (
 	"causeway/clustermesh/gossip"
 )
 
-// speakersPerCluster is how many nodes of a cluster are in the mesh pool.
-const speakersPerCluster = 3
+// What clustermesh/gossip does in the mesh, besides gossip.Timing.
+const (
+	speakersPerCluster = 3 // nodes that are in the mesh pool
+	sampleSize         = 5 // nodes of another cluster that a speaker sends echoes to
+	// lookInterval is the longest time between two looks of a speaker that has nothing to look at: whatever comes in, as
+	// each answer to its probes does, makes it look.
+	lookInterval = 100 * time.Millisecond
+)
 
 // mesh is clusters as the model sees them: alike but for one node more or less.
 type mesh struct {
@@ -18,7 +25,6 @@ type mesh struct {
 	delay, far      int // one way within a cluster and between clusters, in steps
 	cluster, mesh   gossip.Profile
 	timing          gossip.Timing
-	retransmit      int // multiplier for what is not memberlist's own news
 }
 
 // size returns how many nodes a cluster has.
@@ -32,12 +38,12 @@ func (w mesh) size(cluster int) int {
 
 func (w mesh) pool(cluster, dead int) medium {
 	n := w.size(cluster)
-	return medium{Profile: w.cluster, members: n, live: n - dead, loss: w.loss, delay: w.delay, retransmit: w.cluster.RetransmitMult}
+	return medium{Profile: w.cluster, members: n, live: n - dead, loss: w.loss, delay: w.delay}
 }
 
-// news is the pool for what we carry through it ourselves: its queue is our own.
-func (w mesh) news(m medium) medium {
-	m.retransmit, m.urgent = w.retransmit, urgentMembers
+// news is the pool for what we carry through it ourselves.
+func (m medium) news() medium {
+	m.urgent = urgentMembers
 	return m
 }
 
@@ -45,7 +51,7 @@ func (w mesh) speakers() int { return min(speakersPerCluster, w.nodes/w.clusters
 
 func (w mesh) speakerPool(dead int) medium {
 	n := w.clusters * w.speakers()
-	return medium{Profile: w.mesh, members: n, live: n - dead, loss: w.loss, delay: w.far, retransmit: w.mesh.RetransmitMult}
+	return medium{Profile: w.mesh, members: n, live: n - dead, loss: w.loss, delay: w.far}
 }
 
 // nodeDeath is what follows when a node of the first cluster dies at step 0.
@@ -60,7 +66,7 @@ func (w mesh) killNode(r *rand.Rand) nodeDeath {
 	m := w.pool(0, 1)
 	a := accuse(r, m, 1)
 	d := nodeDeath{accused: a.first(), accusedAll: a.dead.last(), verdict: verdict(r, m, w.timing, a)}
-	own := spread(r, w.news(m), []seed{{d.verdict, 1}})
+	own := spread(r, m.news(), []seed{{d.verdict, 1}})
 	d.reach(own)
 	if w.clusters > 1 {
 		w.toOthers(r, own, &d)
@@ -76,7 +82,7 @@ func (d *nodeDeath) reach(c *curve) {
 // toOthers carries what goes round in the first cluster to the last node of all others.
 func (w mesh) toOthers(r *rand.Rand, own *curve, d *nodeDeath) {
 	k := w.speakers()
-	between := spread(r, w.news(w.speakerPool(0)), seedsOf(own, distinct(r, k, w.size(0)-1)))
+	between := spread(r, w.speakerPool(0).news(), seedsOf(own, distinct(r, k, w.size(0)-1)))
 	// The first that hears it in the mesh pool is certainly one of the first cluster's.
 	ranks := r.Perm(w.clusters*k - 1)
 	for i := range ranks {
@@ -84,7 +90,7 @@ func (w mesh) toOthers(r *rand.Rand, own *curve, d *nodeDeath) {
 	}
 	for c := 1; c < w.clusters; c++ {
 		its := ranks[(c-1)*k : c*k]
-		d.reach(spread(r, w.news(w.pool(c, 0)), seedsOf(between, its)))
+		d.reach(spread(r, w.pool(c, 0).news(), seedsOf(between, its)))
 	}
 }
 
@@ -110,26 +116,49 @@ func (w mesh) killCluster(r *rand.Rand) clusterDeath {
 	a := accuse(r, m, k)
 	ranks := r.Perm(m.live)
 	var d clusterDeath
-	t := w.timing
 	for c := 1; c < w.clusters; c++ {
-		accused := seedsOf(a.dead, ranks[(c-1)*k:c*k])
-		// The last sign of life was just before the death at the latest.
-		at := max(steps(t.ClusterSilence), majority(accused, k)+steps(time.Duration(t.Echoes)*t.Urgent)) + steps(stepInterval)
+		votes := make([]int, k)
+		for i, rank := range ranks[(c-1)*k : c*k] {
+			// It sends an echo when it hears of a member's death, or when it misses the answers to its own probes.
+			asked := min(a.dead.at(rank), w.stale(r, m))
+			votes[i] = asked + steps(w.timing.ClusterSilence) + r.IntN(steps(stepInterval))
+		}
+		slices.Sort(votes)
+		at := votes[k/2] // more than half have voted
 		if c == 1 || at < d.verdict {
 			d.verdict = at
 		}
-		d.everywhere = max(d.everywhere, spread(r, w.news(w.pool(c, 0)), []seed{{at, 1}}).last())
+		d.everywhere = max(d.everywhere, spread(r, w.pool(c, 0).news(), []seed{{at, 1}}).last())
 	}
 	return d
 }
 
-// majority returns when more than half of n have voted.
-func majority(votes []seed, n int) int {
-	sum := 0
-	for _, v := range votes {
-		if sum += v.members; 2*sum > n {
-			return v.at
-		}
+// stale returns when a speaker first sends an echo to a cluster that dies at step 0 because no member of it has answered
+// its probes for ClusterStale. If they have not had their turn for long, echoes have come back in their stead.
+func (w mesh) stale(r *rand.Rand, m medium) int {
+	interval, after := steps(m.ProbeInterval), steps(w.timing.ClusterStale)
+	look := r.IntN(steps(lookInterval))
+	ago := r.IntN(interval) + interval*geometric(r, w.answered(m))
+	return w.far - ago%(after+look+2*w.far) + after + look // what was answered before the death arrives after it
+}
+
+// answered is the share of a speaker's probes that a member of one given other cluster answers.
+func (w mesh) answered(m medium) float64 {
+	return float64(w.speakers()) / float64(m.members-1) * (1 - w.loss) * (1 - w.loss)
+}
+
+// echoes returns how many echoes and answers a speaker sends in a second while all clusters are well. It asks one node of a cluster
+// whenever no member of that has had its turn for ClusterStale, and after a loss all of its sample.
+func (w mesh) echoes() float64 {
+	m := w.speakerPool(0)
+	period := w.timing.ClusterStale + lookInterval/2 + 2*time.Duration(w.far)*step
+	turn, often := w.answered(m), 0.0 // often: per answered probe
+	for n := 1.0; n <= 1000; n++ {    // of 255 clusters, nothing of note is left after a few hundred
+		often += math.Pow(1-turn, math.Floor(n*float64(period)/float64(m.ProbeInterval)))
 	}
-	return votes[len(votes)-1].at
+	sample := float64(min(sampleSize, w.nodes/w.clusters))
+	lost := 1 - (1-w.loss)*(1-w.loss)
+	perCluster := often * turn / m.ProbeInterval.Seconds() * (1 + lost*sample)
+	answers := perCluster * float64(w.speakers()) / sample * (1 - w.loss)
+	return float64(w.clusters-1) * (perCluster + answers)
 }

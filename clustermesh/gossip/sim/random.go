@@ -34,6 +34,11 @@ func byWaiting(r *rand.Rand, n int, p float64) (successes int) {
 	}
 }
 
+// geometric returns how many independent trials of probability p fail before the first that succeeds.
+func geometric(r *rand.Rand, p float64) int {
+	return int(math.Log(1-r.Float64()) / math.Log1p(-p))
+}
+
 // distinct returns k different numbers below n in random order; k must be much smaller than n, or n be small.
 func distinct(r *rand.Rand, k, n int) []int {
 	if n <= 4*k {

@@ -118,7 +118,6 @@ func (p *pool) add(name string, profile gossip.Profile) error {
 	profile.Apply(c)
 	c.Name, c.Label, c.Transport, c.LogOutput = name, "mesh", t, io.Discard
 	c.Events, c.Ping, c.Delegate, c.RequireNodeNames = events{name, p.log}, load{}, load{}, true
-	c.EnableCompression = false    // small packets gain nothing by it
 	c.SecretKey = make([]byte, 32) // any key: all that counts is that there is one
 	m, err := memberlist.Create(c)
 	if err != nil {

@@ -34,9 +34,6 @@ type Options struct {
 	Cluster gossip.Profile // of the cluster pools
 	Mesh    gossip.Profile // of the mesh pool
 	Timing  gossip.Timing  // of the verdicts
-	// Retransmit times the digits of a pool's size is how often a member sends a verdict on; 1 to 100. memberlist's own news
-	// has its default, 4.
-	Retransmit int
 
 	// Progress is told how many of all rows are done, from any goroutine; it may be nil.
 	Progress func(done, all int)
@@ -62,7 +59,7 @@ func Defaults() Options {
 		Trials:   200, Seed: 1,
 		RTT: time.Millisecond, MeshRTT: rtt,
 		Cluster: gossip.ClusterProfile(), Mesh: gossip.MeshProfile(rtt),
-		Timing: gossip.DefaultTiming(), Retransmit: gossip.ClusterProfile().RetransmitMult,
+		Timing: gossip.DefaultTiming(),
 	}
 }
 
@@ -129,8 +126,6 @@ func (o Options) checkRest() error {
 		return fmt.Errorf("%d trials: it must be 1 to %d", o.Trials, MaxTrials)
 	case o.RTT < 0 || o.RTT > MaxRTT || o.MeshRTT < 0 || o.MeshRTT > MaxRTT:
 		return fmt.Errorf("a round trip must be 0 to %v", MaxRTT)
-	case o.Retransmit < 1 || o.Retransmit > 100:
-		return fmt.Errorf("retransmit multiplier %d: it must be 1 to 100", o.Retransmit)
 	case len(o.combinations()) == 0:
 		return fmt.Errorf("no combination has %d nodes in each cluster", MinPerCluster)
 	}
@@ -143,6 +138,8 @@ func (o Options) checkProfile(p gossip.Profile) error {
 		return fmt.Errorf("suspicion multiplier %d: the model knows 1 and 2, with which memberlist does not wait for others to confirm", p.SuspicionMult)
 	case p.ProbeInterval < 4*step || p.ProbeInterval > time.Minute:
 		return fmt.Errorf("probe interval %v: it must be %v to 1m", p.ProbeInterval, 4*step)
+	case p.RetransmitMult < 1 || p.RetransmitMult > 100:
+		return fmt.Errorf("retransmit multiplier %d: it must be 1 to 100", p.RetransmitMult)
 	case p.GossipInterval < step || p.GossipInterval > time.Minute:
 		return fmt.Errorf("gossip interval %v: it must be %v to 1m", p.GossipInterval, step)
 	}
@@ -187,7 +184,7 @@ func (o Options) mesh(row *Row) mesh {
 	return mesh{
 		nodes: row.Nodes, clusters: row.Clusters, loss: row.Loss,
 		delay: max(1, steps(o.RTT/2)), far: max(1, steps(o.MeshRTT/2)),
-		cluster: o.Cluster, mesh: o.Mesh, timing: o.Timing, retransmit: o.Retransmit,
+		cluster: o.Cluster, mesh: o.Mesh, timing: o.Timing,
 	}
 }
 
@@ -229,9 +226,9 @@ func (w mesh) costs(row *Row) {
 	row.PacketsPerSecond, row.BytesPerSecond = idle.packets, idle.bytes
 	row.SpeakerBytesPerSecond = idle.bytes
 	if w.clusters > 1 {
-		row.SpeakerBytesPerSecond += w.speakerPool(0).idle().bytes
+		row.SpeakerBytesPerSecond += w.speakerPool(0).idle().bytes + w.echoes()*echoBytes
 	}
-	row.BytesPerChange = w.news(m).perChange()
+	row.BytesPerChange = m.news().perChange()
 }
 
 // mistakes fills in how often a live node is taken for dead. wronged is the sum over all trials of the probability that one which is

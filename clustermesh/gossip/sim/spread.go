@@ -29,9 +29,7 @@ type medium struct {
 	live    int     // who can learn something and tell it
 	loss    float64 // of a packet, each for itself
 	delay   int     // one way, in steps; at least one
-	// retransmit times the digits of members is how often each sends a piece of news.
-	retransmit int
-	urgent     int // members that a seed tells at once
+	urgent  int     // members that a seed tells at once
 	// exhaust has a spreading go on after everyone knows, until nobody tells any more: how unlikely it was that somebody
 	// would be left out shows only then.
 	exhaust bool
@@ -39,7 +37,7 @@ type medium struct {
 
 // copies is how often a member sends one piece of news: memberlist's retransmitLimit.
 func (m medium) copies() int {
-	return m.retransmit * int(math.Ceil(math.Log10(float64(m.members+1))))
+	return m.RetransmitMult * int(math.Ceil(math.Log10(float64(m.members+1))))
 }
 
 // suspicion is how long a suspect has to refute: memberlist's suspicionTimeout, the minimum of which applies from the start
