@@ -260,7 +260,7 @@ func (d *detector) tick(w world, now time.Time) (actions []any) {
 		}
 	}
 	for _, cluster := range slices.Sorted(maps.Keys(w.samples)) {
-		actions = d.cluster(cluster, w.samples[cluster], now, actions)
+		actions = d.cluster(cluster, w, now, actions)
 	}
 	return actions
 }
@@ -289,7 +289,7 @@ func (d *detector) busy(w world, now time.Time) bool {
 		}
 	}
 	for cluster := range w.samples {
-		if r := d.clusters[cluster]; r != nil && (r.examine(now) || r.stale(now, d.timing)) {
+		if r := d.clusters[cluster]; r != nil && (r.examine(now) || r.stale(len(w.samples), now, d.timing)) {
 			return true
 		}
 	}
@@ -302,10 +302,14 @@ func (r *remote) examine(now time.Time) bool {
 }
 
 // stale tells that no member of the cluster has answered this node itself lately. That memberlist finds them alive says
-// nothing of this node's own way to them: others may have asked in its stead.
-func (r *remote) stale(now time.Time, timing Timing) bool {
-	return now.Sub(r.life) > timing.ClusterStale
+// nothing of this node's own way to them: others may have asked in its stead. With many clusters it takes long until each
+// has had its turn, and so a longer time counts, or speakers would do nothing but send echoes.
+func (r *remote) stale(clusters int, now time.Time, timing Timing) bool {
+	return now.Sub(r.life) > timing.ClusterStale*time.Duration(max(clusters, staleClusters))/staleClusters
 }
+
+// staleClusters is up to how many other clusters Timing.ClusterStale counts as it is.
+const staleClusters = 64
 
 // node looks at one node of the own cluster, if this node is one of those that have to.
 func (d *detector) node(name identity.NodeName, w world, now time.Time, actions []any) []any {
@@ -423,9 +427,9 @@ func (d *detector) report(name identity.NodeName, t *target, now time.Time, acti
 }
 
 // cluster looks at another cluster, as its own cluster's speaker. While its members are all well, memberlist's probes are enough.
-func (d *detector) cluster(name string, samples map[identity.NodeName]netip.Addr, now time.Time, actions []any) []any {
-	r := d.remote(name, now)
-	examine, stale := r.examine(now), r.stale(now, d.timing)
+func (d *detector) cluster(name string, w world, now time.Time, actions []any) []any {
+	r, samples := d.remote(name, now), w.samples[name]
+	examine, stale := r.examine(now), r.stale(len(w.samples), now, d.timing)
 	pace := d.timing.Slow / 2
 	if now.Before(r.examined) {
 		pace = d.timing.Urgent

@@ -132,6 +132,8 @@ type Gossip struct {
 	reaches  map[string]identity.Reach
 	history  []Transition
 	complete map[identity.NodeName]completed
+	// sampled are the samples of each cluster, until something changes that they are chosen by.
+	sampled map[string]map[identity.NodeName]netip.Addr
 	// closing are pools that take their leave, which may last a second; no new one may take their port meanwhile.
 	closing map[string]bool
 	closers sync.WaitGroup
@@ -334,6 +336,7 @@ func (g *Gossip) SetNodes(nodes []identity.Node) {
 	defer g.mu.Unlock()
 	admitted := make(map[identity.NodeName]netip.Addr, len(nodes))
 	clear(g.book)
+	g.sampled = nil
 	for _, n := range nodes {
 		g.book[n.NodeName()] = n
 		admitted[n.NodeName()] = n.Address
@@ -722,6 +725,9 @@ func (g *Gossip) acceptFacts(d Delta, f facts, now time.Time) error {
 	if d.Signer() == g.Self {
 		return errNoNews // of an earlier life
 	}
+	if g.facts[d.Signer()].Speaker != f.Speaker {
+		g.sampled = nil
+	}
 	g.facts[d.Signer()] = factsOf{f, d.Incarnation}
 	if c := g.complete[d.Signer()]; f.Complete && c.incarnation < d.Incarnation {
 		g.complete[d.Signer()] = completed{d.Incarnation, now}
@@ -843,6 +849,7 @@ func (g *Gossip) act(action any, now time.Time) {
 		g.Log.Info("node", "subject", a.subject, "state", a.state, "reason", a.reason, "alone", a.alone)
 	case voteOn:
 		g.own.Votes[a.cluster] = a.state
+		delete(g.sampled, a.cluster)
 		delete(g.own.Silent, a.cluster)
 		if len(a.lost) > 0 {
 			g.own.Silent[a.cluster] = a.lost
@@ -898,7 +905,7 @@ func (g *Gossip) world(now time.Time) world {
 			w.helpers = append(w.helpers, name)
 		}
 	}
-	w.samples = map[string]map[identity.NodeName]netip.Addr{}
+	w.samples = make(map[string]map[identity.NodeName]netip.Addr, len(g.Peers))
 	for _, cluster := range g.Peers {
 		w.samples[cluster] = g.samples(cluster)
 	}
@@ -934,6 +941,9 @@ const (
 
 // samples are the nodes of another cluster whose data path stands for the whole of it.
 func (g *Gossip) samples(cluster string) map[identity.NodeName]netip.Addr {
+	if known, ok := g.sampled[cluster]; ok {
+		return known
+	}
 	var speakers, others []identity.NodeName
 	for name := range g.book {
 		switch {
@@ -952,6 +962,10 @@ func (g *Gossip) samples(cluster string) map[identity.NodeName]netip.Addr {
 	for _, name := range append(chosen, choose("sample", others, size-len(chosen))...) {
 		out[name] = g.book[name].Address
 	}
+	if g.sampled == nil {
+		g.sampled = map[string]map[identity.NodeName]netip.Addr{}
+	}
+	g.sampled[cluster] = out
 	return out
 }
 
