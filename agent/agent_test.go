@@ -432,6 +432,8 @@ peers: [{name: west, id: 2, kvstore: {endpoints: ["https://172.29.2.2:2379"], ca
 		{"id: 2", "id: 1", "which is east's"},
 		{"caFile: ca, certFile: cert, keyFile: key}\npeers", "certFile: cert, keyFile: key}\npeers", "caFile is missing"},
 		{"node:", "nodes: 1\nnode:", "nodes"},
+		{"node:", "gossip: {mesh: Our Mesh}\nnode:", "gossip: mesh"},
+		{"node:", "gossip: {port: 7947}\nnode:", "each pool needs one of its own"},
 	} {
 		path := filepath.Join(t.TempDir(), "agent.yaml")
 		text := good

@@ -68,7 +68,20 @@ func (c *Config) check() error {
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
 	}
+	if err := c.Gossip.check(); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
 	return c.checkPeers()
+}
+
+func (g GossipConfig) check() error {
+	if err := lb.CheckName("mesh", g.Mesh); err != nil {
+		return err
+	}
+	if g.Port == g.MeshPort {
+		return fmt.Errorf("port and meshPort are both %d; each pool needs one of its own", g.Port)
+	}
+	return nil
 }
 
 func (c *Config) checkPeers() error {

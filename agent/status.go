@@ -76,6 +76,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	for _, more := range v.more {
 		s.Problems = append(s.Problems, more()...)
 	}
+	s.Problems = append(s.Problems, failOpen(txn, v.tables)...)
 	entries := 0
 	for _, r := range v.refusals.List() {
 		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
@@ -167,6 +168,24 @@ func countRows[T any](txn statedb.ReadTxn, table clustermesh.Table[T], into map[
 		return problems
 	}
 	return append(problems, fmt.Sprintf("%d of %d %s are not in force, first %s", count.Errors, count.Rows, table.Name(), first))
+}
+
+// failOpen says of which services all backends would be quarantined, so that none is.
+func failOpen(txn statedb.ReadTxn, tables *clustermesh.Tables) (problems []string) {
+	all, out := map[lb.PortKey]int{}, map[lb.PortKey]int{}
+	for row := range tables.Targets.All(txn) {
+		all[row.Object.Port]++
+		if row.Object.Quarantined {
+			out[row.Object.Port]++
+		}
+	}
+	for port, n := range out {
+		if n == all[port] {
+			problems = append(problems, fmt.Sprintf("service %s: all of its %d backends are on nodes that do not answer or are drained, so none is taken out of service", port, n))
+		}
+	}
+	slices.Sort(problems)
+	return problems
 }
 
 func rowStatus(s clustermesh.Status) api.RowStatus {
