@@ -433,7 +433,7 @@ peers: [{name: west, id: 2, kvstore: {endpoints: ["https://172.29.2.2:2379"], ca
 		{"caFile: ca, certFile: cert, keyFile: key}\npeers", "certFile: cert, keyFile: key}\npeers", "caFile is missing"},
 		{"node:", "nodes: 1\nnode:", "nodes"},
 		{"node:", "gossip: {mesh: Our Mesh}\nnode:", "gossip: mesh"},
-		{"node:", "gossip: {port: 7947}\nnode:", "each pool needs one of its own"},
+		{"node:", "gossip: {port: 7957}\nnode:", "each pool needs one of its own"},
 	} {
 		path := filepath.Join(t.TempDir(), "agent.yaml")
 		text := good

@@ -57,7 +57,7 @@ type GossipConfig struct {
 	// Mesh names the mesh; what other meshes say is not listened to. Default "causeway".
 	Mesh string `json:"mesh,omitempty"`
 	// Port of the cluster's pool and MeshPort of that of all clusters' speakers, UDP and TCP, at the node's address;
-	// default 7946 and 7947. They are the same on all nodes.
+	// default 7956 and 7957, beside memberlist's 7946, which MetalLB has on many nodes. They are the same on all nodes.
 	Port     uint16 `json:"port,omitempty"`
 	MeshPort uint16 `json:"meshPort,omitempty"`
 }

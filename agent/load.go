@@ -37,8 +37,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.LogLevel, "info")
 	setDefault(&c.Node.VXLANPort, tunnel.DefaultPort)
 	setDefault(&c.Gossip.Mesh, "causeway")
-	setDefault(&c.Gossip.Port, 7946)
-	setDefault(&c.Gossip.MeshPort, 7947)
+	setDefault(&c.Gossip.Port, 7956)
+	setDefault(&c.Gossip.MeshPort, 7957)
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -28,8 +28,8 @@ func TestLosses(t *testing.T) {
 			"172.29.1.11>172.29.1.2:100 172.29.1.2>172.29.1.11:100"},
 		{"the worst counts", []Partition{{A: "east/node1", B: "west/node1", Loss: 30}, {A: "west/node1", B: "east/node1", Loss: 50, OneWay: true}},
 			"172.29.1.11>172.29.2.11:30 172.29.2.11>172.29.1.11:50"},
-		{"a port", []Partition{{A: "east/node1", B: "west/node1", Port: Port{"UDP", 7946}, Loss: 100, OneWay: true}},
-			"172.29.1.11>172.29.2.11 UDP/7946:100"},
+		{"a port", []Partition{{A: "east/node1", B: "west/node1", Port: Port{"UDP", 7956}, Loss: 100, OneWay: true}},
+			"172.29.1.11>172.29.2.11 UDP/7956:100"},
 		{"the same place", []Partition{{A: "east", B: "east", Loss: 100}}, ""},
 		{"none", nil, ""},
 	} {
@@ -163,12 +163,12 @@ func TestPartitionOfAPort(t *testing.T) {
 }
 
 func TestParsePort(t *testing.T) {
-	p, err := ParsePort("udp/7946")
+	p, err := ParsePort("udp/7956")
 	text, _ := p.MarshalText()
-	if err != nil || p != (Port{"UDP", 7946}) || string(text) != "udp/7946" {
+	if err != nil || p != (Port{"UDP", 7956}) || string(text) != "udp/7956" {
 		t.Errorf("%+v as %q, %v", p, text, err)
 	}
-	for _, in := range []string{"", "7946", "udp", "udp/", "udp/0", "udp/65536", "sctp/1", "7946/udp"} {
+	for _, in := range []string{"", "7956", "udp", "udp/", "udp/0", "udp/65536", "sctp/1", "7956/udp"} {
 		if p, err := ParsePort(in); err == nil {
 			t.Errorf("%q is accepted as %v", in, p)
 		}

@@ -8,7 +8,7 @@ import (
 	"causeway/lb"
 )
 
-// Port is one of a protocol, written udp/7946. The zero Port means all packets.
+// Port is one of a protocol, written udp/7956. The zero Port means all packets.
 type Port struct {
 	Protocol lb.Protocol
 	Number   uint16
@@ -20,7 +20,7 @@ func ParsePort(s string) (Port, error) {
 	n, err := strconv.ParseUint(number, 10, 16)
 	p := Port{Protocol: lb.Protocol(strings.ToUpper(protocol)), Number: uint16(n)}
 	if !ok || err != nil || n == 0 || p.Protocol != lb.TCP && p.Protocol != lb.UDP {
-		return Port{}, fmt.Errorf("%q is no port; write udp/NUMBER or tcp/NUMBER, like udp/7946", s)
+		return Port{}, fmt.Errorf("%q is no port; write udp/NUMBER or tcp/NUMBER, like udp/7956", s)
 	}
 	return p, nil
 }

@@ -66,7 +66,7 @@ func TestScenarioIsStrict(t *testing.T) {
 		"partition east west":                                        "partition PLACE from PLACE",
 		"partition east from east":                                   "the same place",
 		"partition east from west/nodex":                             `no node "nodex"`,
-		"block 7946 between east and west":                           "like udp/7946",
+		"block 7956 between east and west":                           "like udp/7956",
 		"lose 5 of packets everywhere":                               "like 5%",
 		"lose 500% of packets everywhere":                            "at most 100",
 		"traffic 50 from every cluster":                              "like 5/s",

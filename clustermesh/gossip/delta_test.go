@@ -181,9 +181,9 @@ func FuzzMessage(f *testing.F) {
 	d := Delta{Cluster: "east", Node: "n1", Key: "facts/east/n1", Incarnation: 1, Sequence: 1, Value: encode(&facts{Speaker: true})}
 	d.sign(key)
 	f.Add(message(msgDeltas, []Delta{d}))
-	f.Add(message(msgAsk, &ask{From: identity.NodeName{Cluster: "east", Node: "n1"}, Subject: identity.NodeName{Cluster: "east", Node: "n2"}, Back: "127.0.0.1:7946"}))
+	f.Add(message(msgAsk, &ask{From: identity.NodeName{Cluster: "east", Node: "n1"}, Subject: identity.NodeName{Cluster: "east", Node: "n2"}, Back: "127.0.0.1:7956"}))
 	f.Add(message(msgObservation, &observation{Subject: identity.NodeName{Cluster: "east", Node: "n2"}}))
-	f.Add(message(msgPull, &pull{Back: "127.0.0.1:7946"}))
+	f.Add(message(msgPull, &pull{Back: "127.0.0.1:7956"}))
 	f.Add(encode(&state{Back: "x", Digests: []digest{{Count: 1}}}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		g := newQuiet(t)

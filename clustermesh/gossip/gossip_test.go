@@ -97,7 +97,7 @@ func (n *node) make(key ed25519.PrivateKey) {
 		}
 	}
 	g, err := New(Config{
-		Self: n.row.NodeName(), Address: n.row.Address, Port: 7946, MeshPort: 7947, Mesh: "test", Peers: peers, KeyFile: keys,
+		Self: n.row.NodeName(), Address: n.row.Address, Port: 7956, MeshPort: 7957, Mesh: "test", Peers: peers, KeyFile: keys,
 		SigningKey: key, Incarnation: uint64(time.Now().UnixNano()), Draining: n.drained, Log: slog.New(slog.DiscardHandler),
 		Echo: n.echo, Deliver: n.deliver, Settled: func(Entry) bool { return false }, Known: n.known, Changed: n.changed,
 		transport: func(a netip.AddrPort) memberlist.Transport { return m.net.open(a) },

@@ -86,7 +86,7 @@ it; what pods send each other travels in the tunnel, udp/4789.`,
 		Example: `  clustermesh testbed partition east west
   clustermesh testbed partition east/node1 west --one-way      only packets from east/node1 to west
   clustermesh testbed partition east west --loss 30
-  clustermesh testbed partition east/node1 east/node2 --port udp/7946     gossip over UDP alone`,
+  clustermesh testbed partition east/node1 east/node2 --port udp/7956     gossip over UDP alone`,
 		Args: placesArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.A, p.B = args[0], args[1]

@@ -36,7 +36,7 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed kill kvstore", exitNotAsked, "say what and where"},
 		{"testbed start kvstore east/node1", exitNotAsked, "name the cluster"},
 		{"testbed partition east", exitNotAsked, "two places"},
-		{"testbed partition east west --port 7946", exitNotAsked, "like udp/7946"},
+		{"testbed partition east west --port 7956", exitNotAsked, "like udp/7956"},
 		{"testbed loss", exitNotAsked, "how many percent"},
 		{"testbed loss some", exitNotAsked, "no number"},
 		{"testbed flap", exitNotAsked, "name the node"},
@@ -105,10 +105,10 @@ func TestPodBeingMadeHasNoAddress(t *testing.T) {
 func TestStatusShowsFaults(t *testing.T) {
 	var out strings.Builder
 	printFaults(&printer{w: &out}, &testbed.Status{
-		Partitions: []testbed.Partition{{A: "east", B: "west", OneWay: true, Loss: 100, Port: testbed.Port{Protocol: "UDP", Number: 7946}, Lost: 3}},
+		Partitions: []testbed.Partition{{A: "east", B: "west", OneWay: true, Loss: 100, Port: testbed.Port{Protocol: "UDP", Number: 7956}, Lost: 3}},
 		Loss:       testbed.Loss{Percent: 5, Lost: 7},
 	})
-	if want := "\npartition: east -> west loses 100 % of udp/7946 (3 so far)\nevery link loses 5 % (7 so far)\n"; out.String() != want {
+	if want := "\npartition: east -> west loses 100 % of udp/7956 (3 so far)\nevery link loses 5 % (7 so far)\n"; out.String() != want {
 		t.Errorf("got %q", out.String())
 	}
 }

@@ -70,7 +70,7 @@ func (n *network) join(name string) *transport {
 	defer n.mu.Unlock()
 	i := len(n.nodes) + 1
 	t := &transport{
-		net: n, name: name, addr: &net.UDPAddr{IP: net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)), Port: 7946},
+		net: n, name: name, addr: &net.UDPAddr{IP: net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)), Port: 7956},
 		packets: make(chan *memberlist.Packet, queuedPackets), streams: make(chan net.Conn, queuedPackets), done: make(chan struct{}), conns: map[*stream]struct{}{},
 	}
 	n.nodes[name] = t
