@@ -245,6 +245,9 @@ func (d *detector) observed(o observation, now time.Time) {
 	}
 }
 
+// forgetAfter is how long a node of another cluster is remembered that no echo is sent to any more.
+const forgetAfter = time.Minute
+
 // tick returns what is to be done now.
 func (d *detector) tick(w world, now time.Time) (actions []any) {
 	for _, name := range d.unwell(w) {
@@ -255,7 +258,7 @@ func (d *detector) tick(w world, now time.Time) (actions []any) {
 		if now.Before(t.watched) {
 			actions = d.echo(name, t, d.timing.Urgent, now, actions)
 			actions = d.report(name, t, now, actions)
-		} else if !own && t.answered.Before(now.Add(-time.Minute)) && !t.member {
+		} else if !own && !t.member && now.Sub(t.sent) > forgetAfter {
 			delete(d.targets, name)
 		}
 	}

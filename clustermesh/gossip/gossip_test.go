@@ -432,6 +432,50 @@ func TestClusterDies(t *testing.T) {
 	})
 }
 
+// TestNodeDiesInAClusterWithoutAgents: its peers notice, and do not forget.
+func TestNodeDiesInAClusterWithoutAgents(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		m := threeByThree(t)
+		for _, name := range []string{"west/n1", "west/n2", "west/n3"} {
+			m.killAgent(name)
+		}
+		m.eventually("west has no agents", func() string {
+			return difference(m.nodes["east/n1"].reachOf("west").State, identity.ReachControlPlaneDown)
+		})
+		m.net.power(m.nodes["west/n3"].row.Address, false)
+		out := func(want bool) {
+			t.Helper()
+			m.eventually("west/n3 is out of service", func() string {
+				for _, viewer := range []string{"east/n1", "east/n2", "north/n3"} {
+					if life := m.nodes[viewer].life("west/n3"); life.Quarantined != want {
+						return fmt.Sprintf("%s: %+v", viewer, life)
+					}
+				}
+				return ""
+			})
+		}
+		out(true)
+		m.killAgent("east/n3")
+		m.restart("east/n3") // it has never had an answer from west/n3
+		time.Sleep(2 * time.Minute)
+		out(true)
+		for _, viewer := range []string{"east/n1", "east/n3", "north/n1"} {
+			if life := m.nodes[viewer].life("west/n3"); !life.Quarantined || m.nodes[viewer].life("west/n1").Quarantined {
+				t.Errorf("%s says after two minutes: %+v, %+v", viewer, life, m.nodes[viewer].life("west/n1"))
+			}
+		}
+		m.net.power(m.nodes["west/n3"].row.Address, true)
+		out(false)
+	})
+}
+
+func difference[T comparable](got, want T) string {
+	if got == want {
+		return ""
+	}
+	return fmt.Sprintf("%v, want %v", got, want)
+}
+
 // TestEntries: what a node writes comes to all, and goes from all; what it does not own does not count.
 func TestEntries(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
