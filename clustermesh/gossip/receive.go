@@ -287,11 +287,12 @@ func (g *Gossip) acceptFacts(d Delta, f facts, now time.Time) error {
 	if g.facts[d.Signer()].Speaker != f.Speaker {
 		g.sampled = nil
 	}
+	// Most facts are round trips, of clusters that are none of this node's: no row follows from them.
+	g.dirty = g.dirty || d.Cluster == g.Self.Cluster || urgentFacts(g.facts[d.Signer()].facts, f)
 	g.facts[d.Signer()] = factsOf{f, d.Incarnation}
 	if c := g.complete[d.Signer()]; f.Complete && c.incarnation < d.Incarnation {
 		g.complete[d.Signer()] = completed{d.Incarnation, now}
 	}
-	g.dirty = true
 	return nil
 }
 

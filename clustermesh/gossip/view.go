@@ -210,8 +210,9 @@ func (g *Gossip) Overview() Overview {
 	}
 	rows, reaches := g.snapshot()
 	o.Clusters = reaches
+	members := g.allMembers()
 	for _, row := range rows {
-		node := g.overviewOf(row, now)
+		node := g.overviewOf(row, members, now)
 		o.Nodes = append(o.Nodes, node)
 		if node.Speaker {
 			o.Speakers[row.Cluster] = append(o.Speakers[row.Cluster], row.Node)
@@ -237,31 +238,40 @@ func (p *pool) view(now time.Time) (PoolView, []string) {
 	return v, problems
 }
 
-func (g *Gossip) overviewOf(row identity.Liveness, now time.Time) NodeOverview {
+// allMembers are those of all pools that this node is in.
+func (g *Gossip) allMembers() map[identity.NodeName]member {
+	all := map[identity.NodeName]member{}
+	for _, p := range g.pools {
+		for name, m := range p.snapshot() {
+			if old, known := all[name]; !known || old.rtt == 0 {
+				all[name] = m
+			}
+		}
+	}
+	return all
+}
+
+func (g *Gossip) overviewOf(row identity.Liveness, members map[identity.NodeName]member, now time.Time) NodeOverview {
 	name := row.NodeName()
 	f := g.facts[name]
 	o := NodeOverview{
 		Liveness: row, Address: g.book[name].Address.String(), Speaker: f.Speaker,
-		Suspicion: g.detector.suspicion(name, now), RTT: g.rtt(name),
+		Suspicion: g.detector.suspicion(name, now), RTT: g.rtt(name, members),
 	}
 	if len(f.Keys) > 0 {
 		o.Key = f.Keys[0]
 	}
-	for _, p := range g.pools {
-		o.Member = o.Member || p.has(name)
-	}
+	_, o.Member = members[name]
 	return o
 }
 
 // rtt to a node, as measured by probes or echoes, or estimated from coordinates.
-func (g *Gossip) rtt(name identity.NodeName) time.Duration {
+func (g *Gossip) rtt(name identity.NodeName, members map[identity.NodeName]member) time.Duration {
 	if name == g.Self {
 		return 0
 	}
-	for _, p := range g.pools {
-		if m, ok := p.snapshot()[name]; ok && m.rtt > 0 {
-			return m.rtt
-		}
+	if m := members[name]; m.rtt > 0 {
+		return m.rtt
 	}
 	if t := g.detector.targets[name]; t != nil && t.rtt > 0 {
 		return t.rtt
