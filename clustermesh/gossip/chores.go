@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"cmp"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -72,7 +73,7 @@ func (g *Gossip) joinMissing() {
 	}
 	members := p.snapshot()
 	for _, cluster := range g.Peers {
-		met := slices.ContainsFunc(g.membersOf(members), func(n identity.NodeName) bool { return n.Cluster == cluster })
+		met := slices.ContainsFunc(slices.Collect(maps.Keys(members)), func(n identity.NodeName) bool { return n.Cluster == cluster })
 		if met {
 			continue
 		}
@@ -83,13 +84,6 @@ func (g *Gossip) joinMissing() {
 		g.meet(p, g.MeshPort, candidates, 3)
 	}
 	g.meet(p, g.MeshPort, g.absent(p, func(n identity.NodeName) bool { return n.Cluster == g.Self.Cluster && g.facts[n].Speaker }), 2)
-}
-
-func (g *Gossip) membersOf(members map[identity.NodeName]member) (names []identity.NodeName) {
-	for name := range members {
-		names = append(names, name)
-	}
-	return names
 }
 
 func boolToInt(b bool) int {

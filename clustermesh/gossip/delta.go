@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
@@ -119,7 +121,7 @@ func (d *Delta) may() error {
 	}
 	switch d.kind() {
 	case kindAddress:
-		return nil // the value names its node: checkOwner
+		return nil // whose it is depends on the signer's ranges: mayBeAt
 	case kindSlice:
 		return d.maySlice()
 	case kindVerdict:
@@ -135,6 +137,18 @@ func (d *Delta) may() error {
 		return nil
 	}
 	return fmt.Errorf("%.60q: unknown kind, from a newer version", d.Key)
+}
+
+// mayBeAt tells why an address is not one that the signer may have, whose pod ranges these are; other entries may be anywhere.
+func (d *Delta) mayBeAt(ranges []netip.Prefix) error {
+	if d.kind() != kindAddress {
+		return nil
+	}
+	ip, err := netip.ParseAddr(d.Key[strings.LastIndex(d.Key, "/")+1:])
+	if err != nil || !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return fmt.Errorf("%.100s: outside of node %s's pod ranges %v", d.Key, d.Signer(), ranges)
+	}
+	return nil
 }
 
 func (d *Delta) maySlice() error {

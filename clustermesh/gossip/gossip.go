@@ -102,7 +102,8 @@ type Gossip struct {
 	ack      atomic.Pointer[[]byte]
 	coord    *coordinate.Client
 
-	// mu is for all that follows. It is never held while memberlist is called: memberlist calls back with its own locks held.
+	// mu is for all that follows. It is taken before any lock of memberlist's, and what memberlist calls with its own held
+	// (admit, the members' comings and goings) does not take it. Nothing is sent while it is held: see later.
 	mu       sync.Mutex
 	pools    map[string]*pool
 	ledger   *ledger
@@ -365,10 +366,3 @@ func (g *Gossip) Complete() {
 	g.tellFacts(time.Now())
 	g.wakeUp()
 }
-
-// sampleSize is how many nodes of another cluster get an echo: its speakers, and some that have another fate; all of them, up to
-// a bound, get one if the cluster has no agent left that would notice when one of them dies.
-const (
-	sampleSize = 5
-	sampleAll  = 256
-)

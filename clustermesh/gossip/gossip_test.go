@@ -76,6 +76,7 @@ func (m *mesh) add(name string) *node {
 	n := &node{mesh: m, dir: m.TempDir(), entries: map[string]Entry{}, owned: map[string]bool{},
 		lives: map[string]identity.Liveness{}, reaches: map[string]identity.Reach{}, ever: map[string][]identity.LivenessState{}}
 	n.row = identity.Node{Cluster: parsed.Cluster, Name: parsed.Node, Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(m.nodes) + 1)}), GossipKey: publicOf(key)}
+	n.row.PodCIDRs = []netip.Prefix{podRange(parsed)}
 	m.nodes[name] = n
 	n.make(key)
 	return n
@@ -111,6 +112,11 @@ func (n *node) make(key ed25519.PrivateKey) {
 		m.Fatal(err)
 	}
 	n.Gossip = g
+}
+
+// podRange gives n1 of every cluster 10.0.1.0/24, and so on: nothing here looks at two clusters' ranges at once.
+func podRange(n identity.NodeName) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, n.Node[len(n.Node)-1] - '0', 0}), 24)
 }
 
 // echo comes back if the network lets it, whatever has become of the other's agent.
@@ -481,7 +487,7 @@ func TestEntries(t *testing.T) {
 	inFakeTime(t, func(t *testing.T) {
 		m := threeByThree(t)
 		owner := m.nodes["west/n1"]
-		key := "addresses/west/10.2.1.5"
+		key := "addresses/west/10.0.1.5"
 		owner.owned[key] = true
 		owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
 		have := func(withdrawn bool) {
@@ -514,15 +520,18 @@ func TestEntries(t *testing.T) {
 		owner.Publish(Entry{Key: key, Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Withdrawn: true})
 		have(true)
 
-		// A liar: another node's slice.
+		// A liar: another node's address, which it has not, and another node's slice.
 		liar := m.nodes["west/n2"]
 		liar.Publish(Entry{Key: large, Version: identity.Version{Incarnation: liar.Incarnation + 1<<40, Sequence: 1}, Value: []byte("lie")})
-		m.eventually("the lie is refused", func() string {
+		liar.Publish(Entry{Key: key, Version: identity.Version{Incarnation: liar.Incarnation + 1<<40, Sequence: 2}, Withdrawn: true})
+		m.eventually("the lies are refused", func() string {
 			n := m.nodes["west/n3"]
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			if !slices.ContainsFunc(n.refused, func(s string) bool { return strings.Contains(s, "only speak for itself") }) {
-				return fmt.Sprint(n.refused)
+			for _, reason := range []string{"only speak for itself", "outside of node west/n2's pod ranges"} {
+				if !slices.ContainsFunc(n.refused, func(s string) bool { return strings.Contains(s, reason) }) {
+					return fmt.Sprint(n.refused)
+				}
 			}
 			return ""
 		})
@@ -541,10 +550,10 @@ func TestLateComer(t *testing.T) {
 		}
 		m.start()
 		owner := m.nodes["west/n1"]
-		owner.owned["addresses/west/10.2.1.5"] = true
-		owner.Publish(Entry{Key: "addresses/west/10.2.1.5", Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
+		owner.owned["addresses/west/10.0.1.5"] = true
+		owner.Publish(Entry{Key: "addresses/west/10.0.1.5", Version: identity.Version{Incarnation: owner.Incarnation, Sequence: 5}, Value: []byte(`{}`)})
 		m.eventually("the entry", func() string {
-			if _, ok := m.nodes["east/n2"].entry("addresses/west/10.2.1.5"); !ok {
+			if _, ok := m.nodes["east/n2"].entry("addresses/west/10.0.1.5"); !ok {
 				return "east/n2 lacks it"
 			}
 			return ""
@@ -555,7 +564,7 @@ func TestLateComer(t *testing.T) {
 		}
 		late.run()
 		m.eventually("the late-comer has it", func() string {
-			if _, ok := late.entry("addresses/west/10.2.1.5"); !ok {
+			if _, ok := late.entry("addresses/west/10.0.1.5"); !ok {
 				return "it lacks it"
 			}
 			return ""

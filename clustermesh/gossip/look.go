@@ -135,6 +135,13 @@ func (g *Gossip) live() []identity.NodeName {
 	return live
 }
 
+// sampleSize is how many nodes of another cluster get an echo: its speakers, and some that have another fate; all of them, up to
+// a bound, get one if the cluster has no agent left that would notice when one of them dies.
+const (
+	sampleSize = 5
+	sampleAll  = 256
+)
+
 // samples are the nodes of another cluster whose data path stands for the whole of it.
 func (g *Gossip) samples(cluster string) map[identity.NodeName]netip.Addr {
 	if known, ok := g.sampled[cluster]; ok {

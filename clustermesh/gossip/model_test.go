@@ -148,7 +148,7 @@ func (m *model) do(s step) {
 		m.heal()
 	case "publish":
 		if m.agent[s.Node] {
-			m.publish(s.Node, fmt.Sprintf("addresses/%s/10.0.0.%d", n.row.Cluster, s.Node[len(s.Node)-1]), fmt.Sprint("value ", m.sequence))
+			m.publish(s.Node, fmt.Sprintf("addresses/%s/%s", n.row.Cluster, podRange(n.row.NodeName()).Addr().Next()), fmt.Sprint("value ", m.sequence))
 		}
 	case "withdraw":
 		if keys := slices.Sorted(maps.Keys(m.entries[s.Node])); m.agent[s.Node] && len(keys) > 0 {

@@ -152,7 +152,7 @@ func (g *Gossip) message(e event) {
 
 func (g *Gossip) asked(a ask, now time.Time) {
 	n, known := g.book[a.Subject]
-	if _, member := g.book[a.From]; !known || !member || a.Subject == g.Self {
+	if _, member := g.book[a.From]; !known || !member || a.Subject == g.Self || !g.knownAddress(a.Back) {
 		return
 	}
 	g.detector.askedAbout(a.Subject, n.Address, a.Back, now)
@@ -234,11 +234,8 @@ func (g *Gossip) receive(d Delta, via string, now time.Time) {
 		}
 		return
 	}
-	err := d.verify(signer.GossipKey)
-	urgent := d.kind() == kindVerdict
-	if f, bad := decodeFacts(&d); d.kind() == kindFacts && bad == nil {
-		urgent = urgentFacts(g.facts[d.Signer()].facts, f)
-	}
+	err := errors.Join(d.verify(signer.GossipKey), d.mayBeAt(signer.PodCIDRs))
+	urgent := err == nil && g.urgent(&d)
 	if err == nil {
 		err = g.accept(d, now)
 	}
@@ -254,6 +251,15 @@ func (g *Gossip) receive(d Delta, via string, now time.Time) {
 		return
 	}
 	g.spread(d, via, urgent)
+}
+
+// urgent tells whether backends' being in service follows from a delta.
+func (g *Gossip) urgent(d *Delta) bool {
+	if d.kind() != kindFacts {
+		return d.kind() == kindVerdict
+	}
+	f, err := decodeFacts(d)
+	return err == nil && urgentFacts(g.facts[d.Signer()].facts, f)
 }
 
 // errNoNews says that an entry is known by other ways already, and need not be handed on.
