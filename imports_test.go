@@ -33,8 +33,10 @@ var layers = []layer{
 	{folder: "kvstore", why: "it is about keys and values, whatever they mean, so that another store can take its place"},
 	{folder: "lb", why: "it is pure: rows in, rows out, so that whole meshes are table tests"},
 	{folder: "identity", may: []string{"kvstore", "lb"}, why: "it says who is who; how that is published or programmed is for others"},
+	{folder: "identity/pki", may: []string{"lb"}, why: "it makes certificates; who keeps them where is for others"},
 	{folder: "clustermesh", may: []string{"kvstore", "lb", "identity"}, why: "it only writes tables: it must work the same whatever the data path is"},
 	{folder: "clustermesh/gossip", may: []string{"lb", "identity"}, why: "it says who is alive, and carries what others wrote; the tables are its user's"},
+	{folder: "clustermesh/peering", may: []string{"kvstore", "lb", "identity", "identity/pki", "clustermesh/gossip"}, why: "it only writes records: what follows from them is its user's"},
 	{folder: "clustermesh/gossip/sim", may: []string{"identity", "clustermesh/gossip"}, why: "it only asks how gossip behaves"},
 	{folder: "tunnel", may: []string{"identity", "lb"}, why: "it only reads rows: it must not care which channel brought them"},
 	{folder: "datapath", may: []string{"identity", "lb"}, why: "it only reads rows: it must not care which channel brought them",
@@ -59,6 +61,7 @@ var outside = []struct {
 	{"sigs.k8s.io/controller-runtime", nil, "client-go's informers are enough"},
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
 	{"golang.zx2c4.com/wireguard", []string{"tunnel"}, "encryption is part of the tunnel"},
+	{"google.golang.org/grpc", []string{"kvstore", "clustermesh/peering"}, "the API between clusters has one home"},
 	{"github.com/spf13", []string{"cmd/clustermesh"}, "flags end where the program begins"},
 }
 

@@ -18,6 +18,8 @@ type Config struct {
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peers are the clusters to follow.
 	Peers []PeerConfig `json:"peers,omitempty"`
+	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
+	Peering PeeringConfig `json:"peering,omitzero"`
 	// Socket that the local API listens on; default api.DefaultSocket.
 	Socket string `json:"socket,omitempty"`
 	// StateDir keeps what must survive the agent: its instance and endpoints; default /var/lib/causeway.
@@ -32,8 +34,9 @@ type Config struct {
 
 // ClusterConfig is the same on every node of a cluster.
 type ClusterConfig struct {
-	Name        string             `json:"name"`
-	ID          identity.ClusterID `json:"id"`
+	Name string `json:"name"`
+	// ID is 1 to 255 and unique in the mesh. Without one the cluster takes one that is free, and keeps it in its store.
+	ID          identity.ClusterID `json:"id,omitempty"`
 	PodCIDRs    []netip.Prefix     `json:"podCIDRs"`
 	ServiceCIDR netip.Prefix       `json:"serviceCIDR"`
 }
@@ -51,8 +54,8 @@ type NodeConfig struct {
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.
 type GossipConfig struct {
-	// KeyFile holds the mesh's gossip keys: base64 of 32 bytes each, one a line, the first one encrypts. It is
-	// rewritten when keys are rotated. Without it there is no gossip, and nobody notices when a node dies.
+	// KeyFile holds this node's copy of the mesh's gossip keys: base64 of 32 bytes each, one a line, the first one encrypts. It is
+	// made if missing, from what the cluster's store has, and rewritten when keys are rotated. Default gossip.keys in the state directory.
 	KeyFile string `json:"keyFile,omitempty"`
 	// Mesh names the mesh; what other meshes say is not listened to. Default "causeway".
 	Mesh string `json:"mesh,omitempty"`
@@ -68,6 +71,18 @@ type KVStoreConfig struct {
 	CAFile    string   `json:"caFile"`
 	CertFile  string   `json:"certFile"`
 	KeyFile   string   `json:"keyFile"`
+}
+
+// PeeringConfig says how this cluster is joined with others.
+type PeeringConfig struct {
+	// Port of the API between clusters, TCP, at the node's address; default 7958.
+	Port uint16 `json:"port,omitempty"`
+	// Endpoints (host:port) at which other clusters reach the API, if not at the nodes' addresses.
+	Endpoints []string `json:"endpoints,omitempty"`
+	// StoreEndpoints at which other clusters reach this cluster's etcd; default kvstore.endpoints.
+	StoreEndpoints []string `json:"storeEndpoints,omitempty"`
+	// Quota is how many entries are accepted of a peer at most, so that it cannot fill this node's memory; default 250000.
+	Quota int `json:"quota,omitempty"`
 }
 
 // PeerConfig is a cluster to follow.

@@ -28,6 +28,8 @@ type Config struct {
 	ClusterID  identity.ClusterID
 	// NodeAddress is this node's IPv4 address on the underlay.
 	NodeAddress netip.Addr
+	// PodSide is the address on the pods' side that echoes are sent from and answered at; invalid: none.
+	PodSide netip.Addr
 	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
 	VXLANIndex int
 	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; larger ones are dropped.

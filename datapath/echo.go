@@ -153,6 +153,13 @@ func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 	return nil
 }
 
+// SendPods is Send on the way of pods' packets: from this node's pod-side address (Config.PodSide) to another node's, through the address
+// map and the tunnel, and back in the same way. Size is that of the packet in bytes, up to the pods' MTU, 0 the smallest possible; it is never
+// fragmented, so a path with a smaller MTU loses it. The answer is of the same size.
+func (e *Echo) SendPods(podSide netip.Addr, nonce uint64, size int) error {
+	return errors.New("not implemented")
+}
+
 // Answers returns the channel of answers, which Close closes. A reader that is too slow loses answers; nobody waits for it.
 func (e *Echo) Answers() <-chan EchoAnswer { return e.answers }
 

@@ -151,6 +151,15 @@ func checkOwner(what string, a netip.Addr, cluster, node string, owner Node) err
 // NodeName returns the node's name in the mesh.
 func (n *Node) NodeName() NodeName { return NodeName{n.Cluster, n.Name} }
 
+// PodSide returns the address on the pods' side that the node itself answers echoes at: the second one of its first pod
+// range, which is never given to a pod. It is invalid if the node has none.
+func (n *Node) PodSide() netip.Addr {
+	if len(n.PodCIDRs) == 0 {
+		return netip.Addr{}
+	}
+	return n.PodCIDRs[0].Masked().Addr().Next()
+}
+
 // NodeList is a Nodes of a few: a slice.
 type NodeList []Node
 

@@ -35,9 +35,19 @@ type Config struct {
 	// RequestTimeout bounds every request, a wait for the connection included, 5 s if 0. The
 	// caller's context may be shorter.
 	RequestTimeout time.Duration
+	// Quota bounds what a Watch holds and delivers, so that a store which somebody else fills cannot fill our memory; none if zero.
+	Quota Quota
 	// Log gets loss and return of the connection and of the lease; nothing for single requests, whose
 	// errors are the caller's. Nil discards.
 	Log *slog.Logger
+}
+
+// Quota of a watch. What is more is left out, and counted in Status.Excess, until there is room.
+type Quota struct {
+	// Entries is the number of keys.
+	Entries int
+	// Bytes of keys and values together.
+	Bytes int64
 }
 
 // complete fills in defaults and checks everything that can be checked without the server.

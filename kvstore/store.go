@@ -15,6 +15,9 @@ import (
 // Prefix starts every key of Causeway; docs/formats.md lists what follows it.
 const Prefix = "causeway/v1/"
 
+// PrivatePrefix starts the keys that are for the cluster's own agents alone, while Prefix is what its peers may read.
+const PrivatePrefix = "causeway/private/v1/"
+
 // Errors returned by every Store; test with errors.Is.
 var (
 	// ErrNotFound says that the key does not exist.
@@ -26,6 +29,8 @@ var (
 	// ErrUnavailable says that the store could not be reached in time. The
 	// write may or may not have happened.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrDenied says that the store does not let us do that: we have no user there, or it lacks the right.
+	ErrDenied = errors.New("the store denies it")
 	// ErrClosed says that the Store was closed.
 	ErrClosed = errors.New("store closed")
 )
@@ -160,6 +165,10 @@ type Status struct {
 	LastError string `json:"lastError,omitempty"`
 	// Revision is the newest revision seen.
 	Revision int64 `json:"revision"`
+	// Denied is true while LastError is that the store knows no user of ours, or does not let it read.
+	Denied bool `json:"denied,omitempty"`
+	// Excess counts the keys that the watches leave out now since they are more than the quota.
+	Excess int `json:"excess,omitempty"`
 	// Lease is the session lease's ID in hex, empty without one.
 	Lease string `json:"lease,omitempty"`
 	// Reconnects counts how often contact was lost and found again.

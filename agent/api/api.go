@@ -153,6 +153,7 @@ type Status struct {
 	Datapath  Datapath           `json:"datapath"`
 	Gossip    Members            `json:"gossip"`
 	Stores    []Store            `json:"stores"`
+	Peers     []Peer             `json:"peers"`
 	Tables    map[string]Table   `json:"tables"`
 	Refusals  []Refusal          `json:"refusals"`
 }
