@@ -37,28 +37,36 @@ const (
 type Client struct {
 	socket string
 	http   *http.Client
+	// patient is http without answerTimeout, for what takes as long as other clusters take: only its caller's context bounds it.
+	patient *http.Client
 }
 
 // NewClient returns a client for the agent that listens on the unix socket. It does not connect yet.
 func NewClient(socket string) *Client {
+	return &Client{socket: socket, http: dialing(socket, answerTimeout), patient: dialing(socket, 0)}
+}
+
+// dialing returns an HTTP client that connects to a unix socket, whatever the address, and waits so long for an answer to begin; 0 is
+// for ever.
+func dialing(socket string, timeout time.Duration) *http.Client {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	return &Client{
-		socket: socket,
-		http: &http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "unix", socket)
-			},
-			ResponseHeaderTimeout: answerTimeout,
-			IdleConnTimeout:       10 * time.Second,
-		}},
-	}
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		},
+		ResponseHeaderTimeout: timeout,
+		IdleConnTimeout:       10 * time.Second,
+	}}
 }
 
 // Socket returns the path that the client was made with.
 func (c *Client) Socket() string { return c.socket }
 
 // Close drops idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.patient.CloseIdleConnections()
+}
 
 // Status returns the agent's account of itself.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
@@ -272,6 +280,11 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 
 // open sends a request and returns the answer if it is 2xx; the caller closes its body.
 func (c *Client) open(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, error) {
+	return c.openWith(ctx, c.http, method, path, contentType, body)
+}
+
+// openWith is open with one of the two HTTP clients.
+func (c *Client) openWith(ctx context.Context, with *http.Client, method, path, contentType string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("request to the agent at %s: %w", c.socket, err)
@@ -279,7 +292,7 @@ func (c *Client) open(ctx context.Context, method, path, contentType string, bod
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := with.Do(req)
 	if err != nil {
 		return nil, c.sendError(ctx, err)
 	}

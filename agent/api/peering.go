@@ -16,6 +16,9 @@ const (
 	PathBundle       = "/v1/bundle"       // GET: a gzipped tar
 )
 
+// StageDone is the stage of the last event of a connect that succeeded.
+const StageDone = "done"
+
 // TokenRequest asks for a token.
 type TokenRequest struct {
 	// TTL in seconds; 0 is 15 minutes.

@@ -59,6 +59,8 @@ type Peer struct {
 	User string `json:"user"`
 	// UserExpires is when the certificate ends that the peer was given for it last.
 	UserExpires time.Time `json:"userExpires"`
+	// Isolated: one of the two does not want the other's peers as its own, so neither introduces them.
+	Isolated bool `json:"isolated,omitempty"`
 }
 
 // Name of the peer's cluster.

@@ -2,9 +2,19 @@ package peering
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
+	"causeway/identity"
+	"causeway/identity/pki"
 	"causeway/kvstore"
+	"causeway/lb"
 )
 
 // Keys of the records, all for the cluster's own agents alone.
@@ -19,10 +29,69 @@ const (
 func PeerKey(cluster string) string { return PeersPrefix + cluster }
 
 // EncodePeer returns the stored form of a record.
-func EncodePeer(p Peer) []byte { return nil }
+func EncodePeer(p Peer) []byte {
+	p.Since, p.UserExpires = p.Since.UTC(), p.UserExpires.UTC()
+	return encode(p)
+}
 
 // DecodePeer reads a record, and refuses what does not fit its key.
-func DecodePeer(key string, value []byte) (Peer, error) { return Peer{}, errTODO }
+func DecodePeer(key string, value []byte) (Peer, error) {
+	var p Peer
+	name, ok := strings.CutPrefix(key, PeersPrefix)
+	if !ok {
+		return Peer{}, fmt.Errorf("peer record: key %.100q does not begin with %s", key, PeersPrefix)
+	}
+	err := lb.Unmarshal(value, &p)
+	if err == nil {
+		err = checkPeer(p)
+	}
+	if err == nil && p.Name() != name {
+		err = fmt.Errorf("value is of cluster %s, but the key of another", p.Name())
+	}
+	if err != nil {
+		return Peer{}, fmt.Errorf("peer record %.100q: %w", name, err)
+	}
+	return p, nil
+}
+
+func checkPeer(p Peer) error {
+	if err := identity.CheckCluster(p.Cluster); err != nil {
+		return err
+	}
+	switch p.State {
+	case Joining, Connected, Left:
+	default:
+		return fmt.Errorf("state %.40q is none of joining, connected and left", p.State)
+	}
+	if err := checkStoreEndpoints(p.StoreEndpoints); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	if err := checkEndpoints(p.Endpoints); err != nil {
+		return fmt.Errorf("API: %w", err)
+	}
+	if _, err := pki.ParseCert([]byte(p.Authority)); err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	if _, err := (pki.Pair{Cert: []byte(p.Cert), Key: []byte(p.Key)}).TLS(); err != nil {
+		return fmt.Errorf("certificate: %w", err)
+	}
+	if cluster, ok := pki.ClusterOf(p.User); !ok || cluster != p.Name() {
+		return fmt.Errorf("user %.100q is not one of cluster %s", p.User, p.Name())
+	}
+	if p.Since.IsZero() || p.UserExpires.IsZero() {
+		return errors.New("since or userExpires is missing")
+	}
+	return nil
+}
+
+// checkStoreEndpoints refuses what is not etcd's with TLS.
+func checkStoreEndpoints(endpoints []string) error {
+	hosts := make([]string, len(endpoints))
+	for i, endpoint := range endpoints {
+		hosts[i] = strings.TrimPrefix(endpoint, "https://")
+	}
+	return checkEndpoints(hosts)
+}
 
 // TokenRecord is what is kept of a token: nothing that could be used instead of it.
 type TokenRecord struct {
@@ -40,7 +109,87 @@ type TokenRecord struct {
 	UsedAt time.Time `json:"usedAt,omitzero"`
 }
 
-// WatchPeers delivers all records of peers, at once and whenever one has changed, until ctx ends. A record that cannot be read is logged and left out.
+// recordOf returns what is kept of a token.
+func recordOf(t Token) TokenRecord {
+	sum := sha256.Sum256(t.Secret)
+	return TokenRecord{ID: t.ID, Expires: t.Expires, Secret: sum[:]}
+}
+
+func tokenKey(id string) string { return tokensPrefix + id }
+
+func encodeTokenRecord(r TokenRecord) []byte {
+	r.Created, r.Expires, r.UsedAt = r.Created.UTC(), r.Expires.UTC(), r.UsedAt.UTC()
+	return encode(r)
+}
+
+func decodeTokenRecord(key string, value []byte) (TokenRecord, error) {
+	var r TokenRecord
+	err := lb.Unmarshal(value, &r)
+	switch {
+	case err != nil:
+	case key != tokenKey(r.ID) || checkID(r.ID) != nil:
+		err = errors.New("value is of another token than the key")
+	case len(r.Secret) != sha256.Size:
+		err = errors.New("the secret's hash is not SHA-256")
+	}
+	if err != nil {
+		return TokenRecord{}, fmt.Errorf("token record %.100q: %w", strings.TrimPrefix(key, tokensPrefix), err)
+	}
+	return r, nil
+}
+
+// encode marshals rows of strings, numbers and times of this millennium, which cannot fail.
+func encode(row any) []byte {
+	value, err := json.Marshal(row)
+	if err != nil {
+		panic(fmt.Sprintf("peering: %T does not marshal: %v", row, err))
+	}
+	return value
+}
+
+// WatchPeers delivers all records of peers, at once and whenever one has changed, until ctx ends. A record that cannot be read is logged and left out. A slow
+// reader gets the newest list only. Lists are ordered by name, and are the reader's.
 func WatchPeers(ctx context.Context, store kvstore.Store, warn func(key string, err error)) <-chan []Peer {
-	return nil
+	lists := make(chan []Peer)
+	go func() {
+		defer close(lists)
+		peers := map[string]Peer{}
+		changes := store.Watch(ctx, PeersPrefix)
+		var out chan<- []Peer // nil until there is something new to deliver
+		listed := false
+		for {
+			var list []Peer
+			if out != nil {
+				list = slices.SortedFunc(maps.Values(peers), func(a, b Peer) int { return strings.Compare(a.Name(), b.Name()) })
+			}
+			select {
+			case batch, open := <-changes:
+				if !open {
+					return
+				}
+				apply(peers, batch, warn)
+				if listed = listed || batch.Listed; listed {
+					out = lists
+				}
+			case out <- list:
+				out = nil
+			}
+		}
+	}()
+	return lists
+}
+
+func apply(peers map[string]Peer, batch kvstore.Batch, warn func(key string, err error)) {
+	for _, e := range batch.Events {
+		delete(peers, e.Key)
+		if e.Kind == kvstore.EventDelete {
+			continue
+		}
+		p, err := DecodePeer(e.Key, e.Value)
+		if err != nil {
+			warn(e.Key, err)
+			continue
+		}
+		peers[e.Key] = p
+	}
 }

@@ -1,0 +1,93 @@
+package peering
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"causeway/identity"
+	"causeway/identity/pki"
+)
+
+func sampleInfo(name string, id identity.ClusterID) identity.ClusterInfo {
+	return identity.ClusterInfo{
+		Name: name, ID: id, PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), 0, 0}), 16)},
+		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(id), 0}), 24), Version: "v0.1.0",
+	}
+}
+
+func sampleSide(name string, id identity.ClusterID, peers ...known) side {
+	return side{
+		protocol: Protocol, mesh: "causeway", info: sampleInfo(name, id), authority: pki.Fingerprint{byte(id)}, ring: []byte{byte(id)}, peers: peers,
+	}
+}
+
+func sampleKnown(name string, id identity.ClusterID, state State) known {
+	since := time.Date(2026, 10, 1, 12, 0, 0, 0, time.UTC)
+	return known{info: sampleInfo(name, id), state: state, since: since, authority: pki.Fingerprint{byte(id)}, replaceable: state == Left}
+}
+
+func TestConflicts(t *testing.T) {
+	north, south := sampleKnown("north", 3, Connected), sampleKnown("south", 4, Connected)
+	for _, tc := range []struct {
+		name           string
+		joiner, issuer side
+		change         func(joiner, issuer *side)
+		want           []string // parts of the sentences, one each
+	}{
+		{name: "none"},
+		{name: "protocol", change: func(j, i *side) { i.protocol, i.mesh = 2, "other" }, want: []string{"version 1 of the peering protocol and cluster west version 2: update Causeway in east"}},
+		{name: "protocol of the issuer", change: func(j, i *side) { j.protocol = 2 }, want: []string{"update Causeway in west"}},
+		{name: "mesh", change: func(j, i *side) { i.mesh = "prod" }, want: []string{"east is of mesh causeway and cluster west of mesh prod"}},
+		{name: "itself", change: func(j, i *side) { *i = *j }, want: []string{"of this very cluster, east"}},
+		{name: "name", change: func(j, i *side) { i.info.Name = "east" }, want: []string{"both clusters are called east"}},
+		{name: "ID", joiner: sampleSide("east", 2), change: func(j, i *side) {
+			j.info.PodCIDRs, j.info.ServiceCIDR, j.authority = sampleInfo("", 9).PodCIDRs, sampleInfo("", 9).ServiceCIDR, pki.Fingerprint{9}
+		}, want: []string{"cluster ID 2 of east is taken by west: set cluster.id of east to one that is free, such as 1"}},
+		{name: "ID of a peer's peer", issuer: sampleSide("west", 2, sampleKnown("north", 3, Connected)), change: func(j, i *side) { j.info.ID = 3 },
+			want: []string{"cluster ID 3 of east is taken by north: set cluster.id of east to one that is free, such as 1"}},
+		{name: "ID of the joiner's peer", joiner: sampleSide("east", 1, north), change: func(j, i *side) { i.info.ID, j.ring = 3, i.ring },
+			want: []string{"cluster ID 3 of west is taken by north, a peer of this cluster: set cluster.id of west to one that is free, such as 2"}},
+		{name: "ranges", change: func(j, i *side) { j.info.PodCIDRs = i.info.PodCIDRs; j.info.ServiceCIDR = netip.MustParsePrefix("10.2.0.0/24") }, want: []string{
+			"pod CIDR 10.2.0.0/16 of east and pod CIDR 10.2.0.0/16 of west overlap",
+			"service CIDR 10.2.0.0/24 of east and pod CIDR 10.2.0.0/16 of west overlap",
+		}},
+		{name: "ranges of a peer's peer", issuer: sampleSide("west", 2, north), change: func(j, i *side) { j.info.ServiceCIDR = netip.MustParsePrefix("10.3.7.0/24") },
+			want: []string{"service CIDR 10.3.7.0/24 of east and pod CIDR 10.3.0.0/16 of north overlap"}},
+		{name: "all at once", change: func(j, i *side) { j.mesh, j.info.ID = "x", 2; j.info.PodCIDRs = i.info.PodCIDRs },
+			want: []string{"of mesh x", "cluster ID 2", "overlap"}},
+		{name: "capabilities", change: func(j, i *side) { i.requires, j.requires = []string{"a", "b"}, []string{"c"}; j.info.Capabilities = []string{"b"} }, want: []string{
+			"cluster west lacks c, which cluster east needs", "cluster east lacks a, which cluster west needs",
+		}},
+		{name: "connected", joiner: sampleSide("east", 1, sampleKnown("west", 2, Connected)), issuer: sampleSide("west", 2, sampleKnown("east", 1, Connected)),
+			want: []string{"already connected with west since 2026-10-01T12:00:00Z: disconnect first"}},
+		{name: "joining", joiner: sampleSide("east", 1, sampleKnown("west", 2, Joining)), want: []string{"is being connected with west since"}},
+		{name: "left there", joiner: sampleSide("east", 1, sampleKnown("west", 2, Left)), issuer: sampleSide("west", 2, sampleKnown("east", 1, Left))},
+		{name: "disconnected here only", issuer: sampleSide("west", 2, sampleKnown("east", 1, Connected))},
+		{name: "another of this name there", issuer: sampleSide("west", 2, sampleKnown("east", 1, Connected)), change: func(j, i *side) { j.authority[1] = 1 },
+			want: []string{"west is connected with another cluster called east"}},
+		{name: "a mesh already", joiner: sampleSide("east", 1, north),
+			want: []string{"east is in a mesh with north already: create the token there, in east, and run connect in west instead"}},
+		{name: "two meshes", joiner: sampleSide("east", 1, north), issuer: sampleSide("west", 2, south), want: []string{"meshes don't merge"}},
+		{name: "the same mesh", joiner: sampleSide("east", 1, north), issuer: sampleSide("west", 2, south), change: func(j, i *side) { j.ring = i.ring }},
+		{name: "known peers", joiner: sampleSide("east", 1, north), issuer: sampleSide("west", 2, north)},
+		{name: "a peer that has left", joiner: sampleSide("east", 1, sampleKnown("north", 2, Left))},
+	} {
+		if tc.joiner.protocol == 0 {
+			tc.joiner = sampleSide("east", 1)
+		}
+		if tc.issuer.protocol == 0 {
+			tc.issuer = sampleSide("west", 2)
+		}
+		if tc.change != nil {
+			tc.change(&tc.joiner, &tc.issuer)
+		}
+		got := conflicts(tc.joiner, tc.issuer)
+		fits := slices.EqualFunc(got, tc.want, strings.Contains)
+		if !fits {
+			t.Errorf("%s: got\n%s\nwant\n%s", tc.name, strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+		}
+	}
+}
