@@ -163,6 +163,7 @@ func (a *agent) setupKernel() (err error) {
 	a.datapath, err = datapath.Load(datapath.Config{
 		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
 		VXLANIndex: a.device.Index, PodMTU: a.device.MTU, Log: a.log,
+		PodSide: (&identity.Node{PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}}).PodSide(),
 	})
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ type Config struct {
 	ClusterID  identity.ClusterID
 	// NodeAddress is this node's IPv4 address on the underlay.
 	NodeAddress netip.Addr
-	// PodSide is the address on the pods' side that echoes are sent from and answered at; invalid: none.
+	// PodSide is the IPv4 address on the pods' side that echoes are sent from and answered at; invalid: none. No pod may have it.
 	PodSide netip.Addr
 	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
 	VXLANIndex int
@@ -49,9 +49,11 @@ type Datapath struct {
 	overlay  overlayObjects
 	socket   socketObjects
 
-	// node is this node's address, tunnel the interface index of its tunnel device.
+	// node is this node's address, podSide that on the pods' side, tunnel the interface index of its tunnel device.
 	node        netip.Addr
+	podSide     netip.Addr
 	tunnel      int
+	podMTU      int
 	echoAnswers *ebpf.Map
 
 	nodes     *NodeMap
@@ -89,6 +91,8 @@ func (cfg *Config) validate() error {
 		return errors.New("the data path needs a cluster ID")
 	case !cfg.NodeAddress.Unmap().Is4():
 		return fmt.Errorf("the data path needs the node's IPv4 address, not %q", cfg.NodeAddress)
+	case cfg.PodSide.IsValid() && !cfg.PodSide.Unmap().Is4():
+		return fmt.Errorf("the data path needs an IPv4 address on the pods' side, not %s: give the node an IPv4 pod range", cfg.PodSide)
 	case cfg.VXLANIndex <= 0:
 		return errors.New("the data path needs the VXLAN device's interface index")
 	case cfg.PodMTU < 576:
@@ -103,7 +107,8 @@ func (d *Datapath) load(cfg Config) error {
 		return err
 	}
 	d.Maps = newMaps(maps)
-	d.node, d.tunnel, d.echoAnswers = cfg.NodeAddress.Unmap(), cfg.VXLANIndex, maps.EchoAnswers
+	d.node, d.podSide = cfg.NodeAddress.Unmap(), cfg.PodSide.Unmap()
+	d.tunnel, d.podMTU, d.echoAnswers = cfg.VXLANIndex, cfg.PodMTU, maps.EchoAnswers
 	if d.balancer, err = newBalancer(d.Maps); err != nil {
 		return fmt.Errorf("taking over the services of a former agent: %w", err)
 	}
@@ -150,11 +155,13 @@ func errIncompatible(pinDir string, err error) error {
 }
 
 func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
-	node := cfg.NodeAddress.As4()
 	variables := map[string]any{
-		"node_address":   node,
+		"node_address":   cfg.NodeAddress.As4(),
 		"tunnel_ifindex": uint32(cfg.VXLANIndex),
 		"pod_mtu":        uint32(cfg.PodMTU),
+	}
+	if cfg.PodSide.IsValid() {
+		variables["pod_side_address"] = cfg.PodSide.As4()
 	}
 	for _, p := range []struct {
 		spec func() (*ebpf.CollectionSpec, error)

@@ -1,21 +1,17 @@
 package datapath
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // answersBuffered is how many answers wait for a slow reader; a mesh's nodes are asked a few at a time.
@@ -32,9 +28,10 @@ type EchoAnswer struct {
 // Echo asks the data paths of other nodes, by packets that their overlay programs answer without any process: see
 // bpf/lib/echo.h. Its methods are safe for concurrent use.
 type Echo struct {
-	node    netip.Addr
-	conn    *net.UDPConn
-	raw     syscall.RawConn
+	// nodes asks from the node's address on the underlay, pods from that on the pods' side; nil without one.
+	nodes, pods *echoSocket
+	// podMTU is the largest packet that pods send, in bytes.
+	podMTU  int
 	ring    *ebpf.Map
 	reader  *ringbuf.Reader
 	answers chan EchoAnswer
@@ -48,63 +45,35 @@ type Echo struct {
 // It is bound to the device that the data path was loaded with. If that is removed, every Send fails, also when
 // another one of the name is made: load the data path again then.
 func (d *Datapath) OpenEcho() (*Echo, error) {
-	e := &Echo{node: d.node, answers: make(chan EchoAnswer, answersBuffered), done: make(chan struct{}), log: d.log}
-	if err := e.open(d.tunnel, d.echoAnswers); err != nil {
+	e := &Echo{podMTU: d.podMTU, answers: make(chan EchoAnswer, answersBuffered), done: make(chan struct{}), log: d.log}
+	if err := e.open(d); err != nil {
 		return nil, errors.Join(fmt.Errorf("preparing to ask other nodes' data paths: %w", err), e.release())
 	}
 	go e.read()
 	return e, nil
 }
 
-func (e *Echo) open(device int, answers *ebpf.Map) (err error) {
+func (e *Echo) open(d *Datapath) (err error) {
 	// A socket can be bound to the index of a device that is gone.
-	if _, err := netlink.LinkByIndex(device); err != nil {
+	if _, err := netlink.LinkByIndex(d.tunnel); err != nil {
 		return fmt.Errorf("finding the tunnel device: %w", err)
 	}
-	if e.conn, err = listenEcho(e.node, device); err != nil {
+	if e.nodes, err = openEchoSocket(d.node, d.tunnel); err != nil {
 		return err
 	}
-	if e.raw, err = e.conn.SyscallConn(); err != nil {
-		return err
+	if d.podSide.IsValid() {
+		if e.pods, err = openEchoSocket(d.podSide, d.tunnel, podSideOptions...); err != nil {
+			return fmt.Errorf("from the pod-side address: %w", err)
+		}
 	}
 	// A map of its own: the data path may be closed first.
-	if e.ring, err = answers.Clone(); err != nil {
+	if e.ring, err = d.echoAnswers.Clone(); err != nil {
 		return err
 	}
 	if e.reader, err = ringbuf.NewReader(e.ring); err != nil {
 		return err
 	}
 	return e.forget()
-}
-
-// listenEcho returns a socket from whose address requests are sent. Nothing is received by it: programs take the
-// answers before the stack sees them.
-func listenEcho(node netip.Addr, device int) (*net.UDPConn, error) {
-	options := []struct {
-		name          string
-		option, value int
-	}{
-		// The route to the other node is by the underlay; this one is by the tunnel.
-		{"binding to the tunnel device", unix.SO_BINDTOIFINDEX, device},
-		{"leaving out checksums", unix.SO_NO_CHECK, 1},
-		{"receiving as little as possible", unix.SO_RCVBUF, 0},
-	}
-	cfg := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var errs []error
-		err := raw.Control(func(fd uintptr) {
-			for _, o := range options {
-				if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.option, o.value); err != nil {
-					errs = append(errs, fmt.Errorf("%s: %w", o.name, err))
-				}
-			}
-		})
-		return errors.Join(append(errs, err)...)
-	}}
-	conn, err := cfg.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(node, 0).String())
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.UDPConn), nil
 }
 
 // forget takes out of the ring what was sent to an agent that is gone.
@@ -129,25 +98,10 @@ func (e *Echo) forget() error {
 // mean that the packet left the node.
 func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 	node = node.Unmap()
-	if !node.Is4() {
-		return fmt.Errorf("asking the data path of %q: it is no IPv4 address", node)
+	if err := e.nodes.mayAsk(node); err != nil {
+		return fmt.Errorf("asking the data path of %q: %w", node, err)
 	}
-	if node == e.node {
-		return fmt.Errorf("asking the data path of %s: that is this node, whose packets to itself go through no tunnel", node)
-	}
-	message, err := binary.Append(nil, binary.NativeEndian, bpfEchoMessage{
-		Magic: [8]uint8([]byte("causeway")), Type: uint8(bpfEchoTypeECHO_REQUEST), Nonce: nonce,
-	})
-	if err != nil {
-		return err
-	}
-	to := &unix.SockaddrInet4{Port: int(bpfEchoPortECHO_PORT), Addr: node.As4()}
-	var sent error
-	err = e.raw.Write(func(fd uintptr) bool {
-		sent = unix.Sendto(int(fd), message, unix.MSG_DONTWAIT, to)
-		return true // Also if the buffer is full: a late request would be of no use.
-	})
-	if err := errors.Join(err, sent); err != nil {
+	if err := e.nodes.send(node, nonce, smallestEcho); err != nil {
 		return fmt.Errorf("asking the data path of %s: %w", node, err)
 	}
 	return nil
@@ -155,9 +109,30 @@ func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 
 // SendPods is Send on the way of pods' packets: from this node's pod-side address (Config.PodSide) to another node's, through the address
 // map and the tunnel, and back in the same way. Size is that of the packet in bytes, up to the pods' MTU, 0 the smallest possible; it is never
-// fragmented, so a path with a smaller MTU loses it. The answer is of the same size.
+// fragmented, so a path with a smaller MTU loses it. The answer is of the same size, and names the other node's underlay address. A
+// size that is not possible is an error, and so is a data path without Config.PodSide.
 func (e *Echo) SendPods(podSide netip.Addr, nonce uint64, size int) error {
-	return errors.New("not implemented")
+	podSide = podSide.Unmap()
+	if size == 0 {
+		size = smallestEcho
+	}
+	if err := e.maySendPods(podSide, size); err != nil {
+		return fmt.Errorf("asking the data path behind pod-side address %q: %w", podSide, err)
+	}
+	if err := e.pods.send(podSide, nonce, size); err != nil {
+		return fmt.Errorf("asking the data path behind pod-side address %s with %d bytes: %w", podSide, size, err)
+	}
+	return nil
+}
+
+func (e *Echo) maySendPods(podSide netip.Addr, size int) error {
+	if e.pods == nil {
+		return errors.New("this node has no pod-side address to ask from: the data path was loaded without one")
+	}
+	if size < smallestEcho || size > e.podMTU {
+		return fmt.Errorf("a packet of %d bytes is not possible: give 0, or %d to %d, the pods' MTU", size, smallestEcho, e.podMTU)
+	}
+	return e.pods.mayAsk(podSide)
 }
 
 // Answers returns the channel of answers, which Close closes. A reader that is too slow loses answers; nobody waits for it.
@@ -171,21 +146,11 @@ func (e *Echo) Close() error {
 }
 
 func (e *Echo) release() error {
-	var errs []error
-	if e.conn != nil {
-		errs = append(errs, ignoreClosed(e.conn.Close()))
-	}
+	errs := []error{e.nodes.close(), e.pods.close()}
 	if e.reader != nil {
 		errs = append(errs, e.reader.Close())
 	}
 	return errors.Join(append(errs, e.ring.Close())...)
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 // read passes answers on until the reader is closed.

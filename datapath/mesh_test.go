@@ -199,7 +199,7 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 	t.Cleanup(func() { n.routes.Close() })
 	n.cgroups = newCgroup(t)
 	n.config = datapath.Config{
-		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address,
+		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address, PodSide: n.row.PodSide(),
 		VXLANIndex: n.device.Index, PodMTU: podMTU, ForceClsact: m.options.clsact,
 	}
 	n.load()
@@ -231,6 +231,23 @@ func (n *node) learn() {
 		must(n.mesh.t, n.routes.Update(ctx, other.row))
 		must(n.mesh.t, n.dp.Addresses().Update(ctx, other.address()))
 	}
+}
+
+// learnRanges tells every node whose the pod ranges are, its own included.
+func (m *mesh) learnRanges() {
+	m.t.Helper()
+	for _, n := range m.nodes {
+		for _, owner := range m.nodes {
+			must(m.t, n.dp.Addresses().Update(context.Background(), owner.podRange()))
+		}
+	}
+}
+
+// podRange is the row of the node's pod range.
+func (n *node) podRange() identity.Address {
+	a := n.address()
+	a.Prefix, a.Identity = n.row.PodCIDRs[0], identity.Unknown
+	return a
 }
 
 // addPod connects a pod to the node and makes all nodes know it.

@@ -16,15 +16,16 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	overlayMapAddresses     = "addresses"
-	overlayMapDrops         = "drops"
-	overlayMapEchoAnswers   = "echo_answers"
-	overlayMapEndpoints     = "endpoints"
-	overlayMapNodes         = "nodes"
-	overlayProgFromOverlay  = "from_overlay"
-	overlayProgToOverlay    = "to_overlay"
-	overlayVarNodeAddress   = "node_address"
-	overlayVarTunnelIfindex = "tunnel_ifindex"
+	overlayMapAddresses      = "addresses"
+	overlayMapDrops          = "drops"
+	overlayMapEchoAnswers    = "echo_answers"
+	overlayMapEndpoints      = "endpoints"
+	overlayMapNodes          = "nodes"
+	overlayProgFromOverlay   = "from_overlay"
+	overlayProgToOverlay     = "to_overlay"
+	overlayVarNodeAddress    = "node_address"
+	overlayVarPodSideAddress = "pod_side_address"
+	overlayVarTunnelIfindex  = "tunnel_ifindex"
 )
 
 // loadOverlay returns the embedded CollectionSpec for overlay.
@@ -88,8 +89,9 @@ type overlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayVariableSpecs struct {
-	NodeAddress   *ebpf.VariableSpec `ebpf:"node_address"`
-	TunnelIfindex *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
+	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
 }
 
 // overlayObjects contains all objects after they have been loaded into the kernel.
@@ -133,8 +135,9 @@ func (m *overlayMaps) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayVariables struct {
-	NodeAddress   *ebpf.Variable `ebpf:"node_address"`
-	TunnelIfindex *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
+	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
+	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
 }
 
 // overlayPrograms contains all programs after they have been loaded into the kernel.

@@ -20,6 +20,8 @@ type Options struct {
 	Clusters []string
 	// Nodes per cluster.
 	Nodes int
+	// Unconnected: the clusters are not joined.
+	Unconnected bool
 	// Binary is the clustermesh program to run; empty: the running one. It is copied.
 	Binary string
 	// LogLevel of the agents: debug, info, warn, error; empty: the agent's default.

@@ -38,22 +38,30 @@ type fakeAgent struct {
 
 func newFakeAgent(t *testing.T, answers map[string]string) *fakeAgent {
 	t.Helper()
-	a := &fakeAgent{socket: filepath.Join(t.TempDir(), "agent.sock"), answers: answers}
-	l, err := net.Listen("unix", a.socket)
+	a := &fakeAgent{answers: answers}
+	a.socket = serveAgent(t, a)
+	return a
+}
+
+// serveAgent answers with h on a socket, and returns that.
+func serveAgent(t *testing.T, h http.Handler) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: a}
+	srv := &http.Server{Handler: h}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close(); <-done })
-	return a
+	return socket
 }
 
 func (a *fakeAgent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		body, _ := io.ReadAll(r.Body)
-		a.asked = append(a.asked, fmt.Sprintf("%s %s %s", r.Method, r.URL.Path, body))
+		a.asked = append(a.asked, fmt.Sprintf("%s %s %s", r.Method, r.URL.RequestURI(), body))
 	}
 	answer, ok := a.answers[r.Method+" "+r.URL.Path]
 	if !ok {
@@ -98,6 +106,7 @@ func (fakeTestbed) SocketOf(dir, node string) (string, error) {
 	return filepath.Join(dir, "agent.sock"), nil
 }
 func (fakeTestbed) SocketHere() (string, bool) { return "", false }
+func (fakeTestbed) Nodes(string) []string      { return []string{"east/node1"} }
 
 const statusOK = `{"ok":true,"problems":[],"version":"v1","cluster":"east","clusterID":1,"node":"node1","address":"172.29.1.11",
 "podCIDR":"10.1.1.0/24","started":"2025-06-01T11:57:00Z","datapath":{"attach":"tcx","device":"causeway0","podMTU":1450,"drops":3},

@@ -60,7 +60,7 @@ func keyringAddCommand(e *env) *cobra.Command {
 // withKeyring gives a command what all of the keyring's have: -o, and the ring as it is then.
 func withKeyring(e *env, cmd *cobra.Command, request func(*cobra.Command, []string) (api.KeyringRequest, error)) *cobra.Command {
 	f := formatTable
-	cmd.Flags().VarP(&f, "output", "o", "how to print it")
+	outputFlag(cmd, &f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		req, err := request(cmd, args)
 		if err != nil {

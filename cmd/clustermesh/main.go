@@ -31,10 +31,12 @@ type env struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // out is a terminal
-	now      func() time.Time
-	getenv   func(string) string
-	connect  func(socket string) *api.Client
-	testbed  testbedSockets
+	// terminalIn and terminalErr: so are in and err. What is written to err for people is for terminals only.
+	terminalIn, terminalErr bool
+	now                     func() time.Time
+	getenv                  func(string) string
+	connect                 func(socket string) *api.Client
+	testbed                 testbedSockets
 }
 
 // exitError ends the program with a code of its own. Without err, nothing is printed.
@@ -59,14 +61,16 @@ func usageError(format string, args ...any) error {
 
 func main() {
 	os.Exit(run(contextOfSignals(), &env{
-		in:       os.Stdin,
-		out:      os.Stdout,
-		err:      os.Stderr,
-		terminal: term.IsTerminal(int(os.Stdout.Fd())),
-		now:      time.Now,
-		getenv:   os.Getenv,
-		connect:  api.NewClient,
-		testbed:  localTestbed{},
+		in:          os.Stdin,
+		out:         os.Stdout,
+		err:         os.Stderr,
+		terminal:    term.IsTerminal(int(os.Stdout.Fd())),
+		terminalIn:  term.IsTerminal(int(os.Stdin.Fd())),
+		terminalErr: term.IsTerminal(int(os.Stderr.Fd())),
+		now:         time.Now,
+		getenv:      os.Getenv,
+		connect:     api.NewClient,
+		testbed:     localTestbed{},
 	}, os.Args[1:]))
 }
 
@@ -78,7 +82,7 @@ func run(ctx context.Context, e *env, args []string) int {
 	code := exitCode(ctx, err, *started)
 	var silent *exitError
 	if err != nil && !(errors.As(err, &silent) && silent.err == nil) {
-		fmt.Fprintln(e.err, "error:", clean(err.Error()))
+		fmt.Fprintln(e.err, "error:", clean(hideTokens(err.Error())))
 	}
 	return code
 }
@@ -112,6 +116,7 @@ func clean(s string) string {
 // newRootCommand returns the whole command tree, and what tells afterwards whether the command line was understood.
 func newRootCommand(e *env) (root *cobra.Command, started *bool) {
 	started = new(bool)
+	cobra.EnableCommandSorting = false // the order below is that of use
 	root = &cobra.Command{
 		Use:   "clustermesh",
 		Short: "Causeway joins clusters into one network",
@@ -119,15 +124,18 @@ func newRootCommand(e *env) (root *cobra.Command, started *bool) {
 and a service can have its backends in all of them.`,
 		Example: `  clustermesh demo                          two clusters on this machine, shown and taken down
   clustermesh testbed up                    the same to play with
-  clustermesh status --node east/node1      how that node is`,
+  clustermesh status --node east/node1      how that node is
+  clustermesh token create                  to join this cluster with another one, where "clustermesh connect TOKEN" does it`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.SetIn(e.in)
 	root.SetOut(e.out)
 	root.SetErr(e.err)
-	addSocketFlags(root)
+	addSocketFlags(root, e)
 	addGroup(root, "try", "Try it on one machine:", newDemoCommand(e), newTestbedCommand(e), newSimCommand(e))
+	addGroup(root, "join", "Join clusters:",
+		newTokenCommand(e), newConnectCommand(e), newPeersCommand(e), newDisconnectCommand(e), newCertsCommand(e), newTroubleshootCommand(e), newBundleCommand(e))
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))

@@ -1,18 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"causeway/agent/api"
 
+	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 )
 
@@ -35,6 +35,13 @@ func (f *format) Set(s string) error {
 		return nil
 	}
 	return fmt.Errorf("must be table, json or yaml")
+}
+
+// outputFlag gives a command -o.
+func outputFlag(cmd *cobra.Command, f *format) {
+	cmd.Flags().VarP(f, "output", "o", "how to print it")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
+		[]string{string(formatTable), string(formatJSON), string(formatYAML)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // printer writes text for people: plain, or in colour on a terminal unless NO_COLOR is set.
@@ -67,13 +74,15 @@ func (p *printer) paint(colour, s string) string {
 
 func (p *printer) printf(format string, args ...any) { fmt.Fprintf(p.w, format, args...) }
 
-// table is rows under a header. Its last column may be coloured, since nothing is aligned after it.
+// table is rows under a header. The cells of one column are coloured by what they say.
 type table struct {
 	header []string
 	rows   [][]string
+	status int // that column
 }
 
-func newTable(header ...string) *table { return &table{header: header} }
+// newTable returns a table whose last column is the coloured one.
+func newTable(header ...string) *table { return &table{header: header, status: len(header) - 1} }
 
 // add appends a row; what came from elsewhere can't break out of its cell.
 func (t *table) add(cells ...any) {
@@ -86,27 +95,39 @@ func (t *table) add(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
-// table writes t aligned; an empty one says so.
+// table writes t aligned; of an empty one there is the header.
 func (p *printer) table(t *table) {
-	var buf bytes.Buffer
-	w := tabwriter.NewWriter(&buf, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.Join(t.header, "\t"))
-	for _, row := range t.rows {
-		last := len(row) - 1
-		cells := append(row[:last:last], p.paint(colourOf(row[last]), row[last]))
-		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	widths := make([]int, len(t.header))
+	for _, row := range append(t.rows, t.header) {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
 	}
-	w.Flush()
-	header, rows, _ := strings.Cut(buf.String(), "\n")
-	p.printf("%s\n%s", p.paint(bold, header), rows)
+	p.printf("%s\n", p.paint(bold, strings.Join(padded(t.header, widths), "  ")))
+	for _, row := range t.rows {
+		cells := padded(row, widths)
+		cells[t.status] = p.paint(colourOf(row[t.status]), cells[t.status])
+		p.printf("%s\n", strings.Join(cells, "  "))
+	}
+}
+
+// padded returns cells filled up with blanks to their widths, but the last one, which nothing follows.
+func padded(cells []string, widths []int) []string {
+	out := make([]string, len(cells))
+	for i, cell := range cells {
+		if out[i] = cell; i < len(cells)-1 {
+			out[i] += strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+		}
+	}
+	return out
 }
 
 // colourOf returns the colour of a status word.
 func colourOf(status string) string {
 	switch word, _, _ := strings.Cut(status, ":"); word {
-	case "error", "away", "dead", "suspect", "unreachable":
+	case "error", "away", "dead", "suspect", "unreachable", peerNotConnected, certExpired, certNotYet:
 		return red
-	case "pending", "syncing", "agent-down", "control-plane-down", "left":
+	case "pending", "syncing", "agent-down", "control-plane-down", peerJoining, peerLeft, certExpiresSoon:
 		return yellow
 	}
 	return ""
@@ -147,6 +168,18 @@ func (p *printer) age(t time.Time) string {
 		return "never"
 	}
 	return duration(p.now.Sub(t))
+}
+
+// until returns how far off t is, before or behind.
+func (p *printer) until(t time.Time) string {
+	switch d := t.Sub(p.now); {
+	case t.IsZero():
+		return "never"
+	case d < 0:
+		return duration(-d) + " ago"
+	default:
+		return "in " + duration(d)
+	}
 }
 
 func duration(d time.Duration) string {

@@ -37,19 +37,25 @@ func (q query[T]) command(e *env) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if watching {
-				return q.follow(cmd.Context(), e, c, f)
-			}
-			return q.once(cmd.Context(), e, c, f)
+			return q.run(cmd.Context(), e, c, f, watching)
 		},
 	}
-	cmd.Flags().VarP(&f, "output", "o", "how to print it")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
-		[]string{string(formatTable), string(formatJSON), string(formatYAML)}, cobra.ShellCompDirectiveNoFileComp))
+	outputFlag(cmd, &f)
 	if q.watch != nil {
-		cmd.Flags().BoolVarP(&watching, "watch", "w", false, "print it again whenever it changes, until interrupted")
+		watchFlag(cmd, &watching)
 	}
 	return cmd
+}
+
+func watchFlag(cmd *cobra.Command, watching *bool) {
+	cmd.Flags().BoolVarP(watching, "watch", "w", false, "print it again whenever it changes, until interrupted")
+}
+
+func (q query[T]) run(ctx context.Context, e *env, c *api.Client, f format, watching bool) error {
+	if watching {
+		return q.follow(ctx, e, c, f)
+	}
+	return q.once(ctx, e, c, f)
 }
 
 func (q query[T]) once(ctx context.Context, e *env, c *api.Client, f format) error {

@@ -16,13 +16,16 @@ type testbedSockets interface {
 	// SocketHere returns the socket of the test-bed node whose network namespace this process is
 	// in; false if it is in none.
 	SocketHere() (string, bool)
+	// Nodes lists the nodes, CLUSTER/NODE, of the test-bed in dir; none if none is up.
+	Nodes(dir string) []string
 }
 
-func addSocketFlags(root *cobra.Command) {
+func addSocketFlags(root *cobra.Command, e *env) {
 	flags := root.PersistentFlags()
 	flags.String("node", "", "ask the agent of this node of the test-bed, `CLUSTER/NODE`")
 	flags.String("dir", "", "the test-bed's `directory`, for --node (default: the default test-bed's)")
 	flags.String("socket", "", "the agent's unix socket, a `path` (default $"+api.SocketEnv+", else "+api.DefaultSocket+", else the test-bed node's that this runs in)")
+	_ = root.RegisterFlagCompletionFunc("node", e.completeNodes)
 }
 
 // client returns a client for the agent that the flags and the environment name.
@@ -69,3 +72,27 @@ type localTestbed struct{}
 
 func (localTestbed) SocketOf(dir, node string) (string, error) { return testbed.SocketOf(dir, node) }
 func (localTestbed) SocketHere() (string, bool)                { return testbed.SocketHere() }
+
+func (localTestbed) Nodes(dir string) (nodes []string) {
+	dirs := []string{dir}
+	if dir == "" { // where SocketOf looks then
+		dirs = []string{testbed.DefaultDir, testbed.DemoDir}
+	}
+	for _, dir := range dirs {
+		bed, err := testbed.Open(dir)
+		if err != nil {
+			continue
+		}
+		s, err := bed.State()
+		if err != nil {
+			continue
+		}
+		for _, c := range s.Clusters {
+			for _, n := range c.Nodes {
+				nodes = append(nodes, c.Name+"/"+n.Name)
+			}
+		}
+		break
+	}
+	return nodes
+}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -12,29 +14,46 @@ import (
 )
 
 func newStatusCommand(e *env) *cobra.Command {
-	return query[*api.Status]{
+	var wait time.Duration
+	cmd := query[*api.Status]{
 		use:   "status",
-		short: "How a node is: its stores, tables and data path, who else is alive, and what it refused",
-		long: `How a node is: its stores, tables and data path, who else is alive and what has changed in that
-lately, and what it refused.
+		short: "How a node is: its stores, peers, tables and data path, who else is alive, and what it refused",
+		long: `How a node is: its stores, the clusters that it is connected with and how well, tables and data path, who else is alive and what
+has changed in that lately, and what it refused.
+
+With --wait it asks until all is well and every peer connected, or the time is up, and shows how it is then. Peers that have left are
+not waited for.
 
 Exit codes:
-  0  all is well
-  1  there are problems, listed first; or the agent could not answer
-  2  wrong usage, or no agent there`,
+  0    all is well
+  1    there are problems, listed first; or the agent could not answer
+  2    wrong usage, or no agent there
+  130  interrupted while waiting`,
 		example: `  clustermesh status
+  clustermesh status --wait 30s
   clustermesh status --node east/node1 --watch
   clustermesh status -o json | jq .stores`,
-		get:   (*api.Client).Status,
+		get: func(c *api.Client, ctx context.Context) (*api.Status, error) {
+			if wait > 0 {
+				return e.waitWell(ctx, c, wait)
+			}
+			return c.Status(ctx)
+		},
 		watch: (*api.Client).WatchStatus,
 		print: printStatus,
 		verdict: func(s *api.Status) error {
-			if !s.OK {
+			switch lacking := lacks(s); {
+			case wait > 0 && len(lacking) > 0:
+				return fmt.Errorf("not well within %s: %s", duration(wait), strings.Join(lacking, "; "))
+			case !s.OK:
 				return &exitError{code: exitFailed}
 			}
 			return nil
 		},
 	}.command(e)
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait so long for all to be well and every peer connected")
+	cmd.MarkFlagsMutuallyExclusive("wait", "watch")
+	return cmd
 }
 
 func printStatus(p *printer, s *api.Status) {
@@ -51,6 +70,11 @@ func printStatus(p *printer, s *api.Status) {
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")
+	for i := range s.Peers {
+		p.printf("peer ")
+		printPeer(p, &s.Peers[i])
+		p.printf("\n")
+	}
 	if s.Gossip.Enabled {
 		printMembers(p, &s.Gossip)
 		p.printf("\n")

@@ -50,7 +50,7 @@ func testbedPrinter(cmd *cobra.Command) *printer {
 // withOutput gives a command -o, and prints what it returns.
 func withOutput[T any](cmd *cobra.Command, get func(*cobra.Command, []string) (T, error), print func(*printer, T)) *cobra.Command {
 	f := formatTable
-	cmd.Flags().VarP(&f, "output", "o", "how to print it")
+	outputFlag(cmd, &f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		v, err := get(cmd, args)
 		if err != nil {
@@ -88,6 +88,7 @@ until it is taken down. If it fails or is interrupted, nothing is left; what an
 earlier run left behind when it was killed is removed first.`,
 		Example: `  clustermesh testbed up
   clustermesh testbed up --clusters north,south,far --nodes 3
+  clustermesh testbed up --unconnected                      to join them by hand
   clustermesh testbed up --dir /run/mine --clusters a,b     a second one beside the first`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -104,6 +105,7 @@ earlier run left behind when it was killed is removed first.`,
 	}
 	cmd.Flags().StringSliceVar(&o.Clusters, "clusters", []string{"east", "west"}, "`names` of the clusters; their IDs are 1, 2, …")
 	cmd.Flags().IntVar(&o.Nodes, "nodes", 2, fmt.Sprintf("nodes per `cluster`, 1 to %d", testbed.MaxNodes))
+	cmd.Flags().BoolVar(&o.Unconnected, "unconnected", false, "don't join the clusters: token create and connect do")
 	cmd.Flags().DurationVar(&o.Timeout, "timeout", 0, "how long it may take (default 30s, and 0.5s more per node)")
 	cmd.Flags().StringVar(&o.LogLevel, "log-level", "", "of the agents: debug, info, warn or error")
 	return cmd
@@ -115,6 +117,9 @@ func printUp(p *printer, bed *testbed.Bed, o testbed.Options) {
 		dir = " --dir " + bed.Dir()
 	}
 	p.printf("\nThe test-bed is up in %s. Try:\n", bed.Dir())
+	if o.Unconnected && len(o.Clusters) > 1 {
+		p.printf("  clustermesh token create%s --node %s | clustermesh connect%s --node %s/node1\n", dir, first, dir, o.Clusters[1])
+	}
 	for _, line := range []string{
 		fmt.Sprintf("testbed status%s", dir),
 		fmt.Sprintf("testbed pod run%s %s web --labels app=web --ready-port 8080 -- clustermesh testbed serve --name %s/web", dir, first, o.Clusters[0]),

@@ -1,9 +1,14 @@
-/* Echoes: a small probe from node to node, through the tunnel, that the overlay program answers without any process. So
+/* Echoes: a probe from node to node, through the tunnel, that the overlay program answers without any process. So
  * a node whose agent is dead, but whose data path lives, can be told from a dead node.
  *
- * A probe is an IPv4 packet without options or fragments, between the nodes' own addresses and with the identity of a
- * remote node, which only nodes can send as. In it is UDP without a checksum, so that turning it round
- * leaves nothing to compute, and in that an echo_message. The answer is the same packet turned round, never larger. */
+ * A probe is an IPv4 packet without options or fragments, with the identity of a remote node, which only nodes can send
+ * as. In it is UDP without a checksum, so that turning it round leaves nothing to compute, and in that an echo_message. The
+ * answer is the same packet turned round, never larger.
+ *
+ * There are two kinds. One is between the nodes' addresses on the underlay, as small as possible, and needs no entry in the
+ * address map: it says that a node's data path lives. The other is between the nodes' addresses on the pods' side, and finds
+ * its way by the address map, there and back, as pods' packets do: it says that pods reach each other. It may be
+ * as large as theirs, for what a path carries depends on the size. */
 #pragma once
 
 #include <linux/udp.h>
@@ -37,6 +42,9 @@ struct echo {
 
 #define ECHO_OFFSET (ETH_HLEN + sizeof(struct iphdr))
 
+/* Length of the smallest echo's IPv4 packet, in bytes, which is also the largest between addresses of the underlay. */
+#define ECHO_LEN (sizeof(struct iphdr) + sizeof(struct echo))
+
 /* A reply, as user space gets it. */
 struct echo_answer {
 	struct ip_addr node; /* underlay address of the node that sent it */
@@ -52,17 +60,19 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } echo_answers SEC(".maps");
 
-/* Returns whether the packet is an echo, and which, or 0. */
-static __always_inline int echo_parse(struct __sk_buff *skb, const struct iphdr *ip, struct echo *echo)
+/* Returns whether the packet is an echo of at most max bytes from the IPv4 header on, and which, or 0. What follows the
+ * message is not looked at; of a packet without a whole message nothing can be loaded. */
+static __always_inline int echo_parse(struct __sk_buff *skb, const struct iphdr *ip, __u32 max, struct echo *echo)
 {
 	const __u16 not_fragment = bpf_htons(0x4000); /* Don't-fragment is all that may be set. */
+	const __u32 len = bpf_ntohs(ip->tot_len);
 
 	if (ip->protocol != IPPROTO_UDP || ip->ihl != 5 || (ip->frag_off & ~not_fragment) ||
-	    ip->tot_len != bpf_htons(sizeof(*ip) + sizeof(*echo)) || skb->len != ECHO_OFFSET + sizeof(*echo))
+	    len > max || skb->len != ETH_HLEN + len)
 		return 0;
 	if (bpf_skb_load_bytes(skb, ECHO_OFFSET, echo, sizeof(*echo)))
 		return 0;
-	if (echo->udp.len != bpf_htons(sizeof(*echo)) || echo->udp.check ||
+	if (bpf_ntohs(echo->udp.len) != len - sizeof(*ip) || echo->udp.check ||
 	    __builtin_memcmp(echo->message.magic, ECHO_MAGIC, sizeof(echo->message.magic)))
 		return 0;
 	if (echo->message.type == ECHO_REQUEST && echo->udp.dest == bpf_htons(ECHO_PORT))
