@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"causeway/clustermesh"
+	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
 	"causeway/kvstore"
@@ -47,16 +49,26 @@ type agent struct {
 	device   tunnel.Device
 	datapath *datapath.Datapath
 	routes   *tunnel.Routes
-	channels []channel
+	channels *channels
+	peers    *peers
+	links    *links
 	local    *clustermesh.Local
 	alloc    *identity.Allocator
 	pods     *endpoints
 	balancer *balance
 	node     identity.Node
-	// life is gossip, echo what it asks the data path with, signingKey what it signs with; nil without a gossip key.
+	// peering serves the API between clusters, and joins and leaves them.
+	peering         *peering.Service
+	peeringListener net.Listener
+	view            *peerView
+	certs           *certs
+	clock           clock
+	// life is gossip, echo what it asks the data path with, signingKey what it signs with.
 	life       *life
 	echo       *datapath.Echo
 	signingKey ed25519.PrivateKey
+	// ringChanged gets a token when the gossip keys were changed on this node.
+	ringChanged chan struct{}
 
 	mu     sync.Mutex
 	synced map[identity.ClusterID]bool
@@ -70,7 +82,7 @@ type agent struct {
 // Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
 //
 // Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, the
-// followers (this cluster's store and each peer's), gossip (who is alive, and news to the followers), local (what this
+// followers (this cluster's store and, as the records of peers have it, each peer's), gossip (who is alive, and news to the followers), local (what this
 // node owns), balance (what it translates). Reconcilers
 // read tables and make one target agree each: BPF maps, routes, the store.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
@@ -78,7 +90,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
-	a := &agent{cfg: cfg, log: log, refusals: clustermesh.NewRefusals(), claims: clustermesh.NewClaims(cfg.info()), synced: map[identity.ClusterID]bool{}}
+	a := &agent{cfg: cfg, log: log, refusals: clustermesh.NewRefusals(), synced: map[identity.ClusterID]bool{}, ringChanged: make(chan struct{}, 1)}
+	if a.clock, err = newClock(); err != nil {
+		return err
+	}
 	if a.tables, err = clustermesh.NewTables(); err != nil {
 		return err
 	}
@@ -92,14 +107,17 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer listener.Close()
+	if err := a.dial(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.own().store.Close()) }()
+	if err := a.findClusterID(ctx); err != nil {
+		return err
+	}
 	if err := a.setupKernel(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.routes.Close(), a.datapath.Close()) }()
-	if err := a.dial(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, a.closeStores()) }()
 
 	if err := a.setupSources(); err != nil {
 		return err
@@ -107,13 +125,20 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupGossip(); err != nil {
 		return err
 	}
+	if err := a.setupPeering(); err != nil {
+		return err
+	}
 
 	tasks, ctx := errgroup.WithContext(ctx)
+	if err := a.followPeers(ctx, tasks); err != nil {
+		return errors.Join(err, tasks.Wait())
+	}
 	a.reconcile(ctx, tasks)
-	a.follow(ctx, tasks)
+	a.followOwn(ctx, tasks)
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	a.startGossip(ctx, tasks)
+	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
 	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
@@ -175,32 +200,21 @@ func (a *agent) setupKernel() (err error) {
 	return nil
 }
 
-// dial opens the stores. None needs to answer now.
+// dial opens the own store, which need not answer now.
 func (a *agent) dial(ctx context.Context) error {
-	all := append([]PeerConfig{{Name: a.cfg.Cluster.Name, ID: a.cfg.Cluster.ID, KVStore: a.cfg.KVStore}}, a.cfg.Peers...)
-	for i, peer := range all {
-		store, err := kvstore.Dial(ctx, kvstore.Config{
-			Endpoints: peer.KVStore.Endpoints, CAFile: peer.KVStore.CAFile, CertFile: peer.KVStore.CertFile, KeyFile: peer.KVStore.KeyFile,
-			Log: a.log.With("store", peer.Name),
-		})
-		if err != nil {
-			return errors.Join(fmt.Errorf("store of cluster %s: %w", peer.Name, err), a.closeStores())
-		}
-		a.channels = append(a.channels, channel{cluster: peer.Name, id: peer.ID, local: i == 0, store: store})
+	k, name := a.cfg.KVStore, a.cfg.Cluster.Name
+	store, err := kvstore.Dial(ctx, kvstore.Config{
+		Endpoints: k.Endpoints, CAFile: k.CAFile, CertFile: k.CertFile, KeyFile: k.KeyFile, Log: a.log.With("store", name),
+	})
+	if err != nil {
+		return fmt.Errorf("store of cluster %s: %w", name, err)
 	}
+	a.channels = newChannels(&channel{cluster: name, id: a.cfg.Cluster.ID, local: true, store: store})
 	return nil
 }
 
-func (a *agent) closeStores() error {
-	var errs []error
-	for _, c := range a.channels {
-		errs = append(errs, c.store.Close())
-	}
-	return errors.Join(errs...)
-}
-
 // own is the channel of this node's own cluster.
-func (a *agent) own() channel { return a.channels[0] }
+func (a *agent) own() *channel { return a.channels.own }
 
 // setupSources makes what writes tables, and lets this node and its endpoints of an earlier life appear in them.
 func (a *agent) setupSources() (err error) {
@@ -212,10 +226,8 @@ func (a *agent) setupSources() (err error) {
 	if err != nil {
 		return err
 	}
-	if a.cfg.Gossip.KeyFile != "" {
-		if a.signingKey, err = loadSigningKey(filepath.Join(a.cfg.StateDir, "gossip-signing.key")); err != nil {
-			return err
-		}
+	if a.signingKey, err = loadSigningKey(filepath.Join(a.cfg.StateDir, "gossip-signing.key")); err != nil {
+		return err
 	}
 	a.node = identity.Node{
 		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
@@ -223,11 +235,12 @@ func (a *agent) setupSources() (err error) {
 		GossipKey: publicKey(a.signingKey),
 		Version:   identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
+	a.claims = clustermesh.NewClaims(a.cfg.info())
 	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
 	if err != nil {
 		return err
 	}
-	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims), a.refusals)
+	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), a.refusals)
 	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	own := a.own().store
@@ -284,25 +297,24 @@ func start[T any](ctx context.Context, tasks *errgroup.Group, a *agent, name str
 	tasks.Go(func() error { return r.Run(ctx) })
 }
 
-// follow starts following this cluster's store and every peer's.
-func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
-	for i := range a.channels {
-		c := &a.channels[i]
-		c.follower = clustermesh.NewFollower(clustermesh.FollowerConfig{
-			Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
-			Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
-			Synced:   func() { a.markSynced(ctx, c.id) },
-			Own:      func(keys []string, complete bool) { a.local.Own(ctx, keys, complete) },
-			Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
-			Changed:  a.rangesChanged,
-		})
-	}
-	for _, c := range a.channels {
-		tasks.Go(func() error { return c.follower.Run(ctx) })
-	}
+// newFollower returns what follows a channel into the tables.
+func (a *agent) newFollower(ctx context.Context, c *channel) *clustermesh.Follower {
+	return clustermesh.NewFollower(clustermesh.FollowerConfig{
+		Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
+		Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
+		Synced:   func() { a.markSynced(ctx, c.id) },
+		Own:      func(keys []string, complete bool) { a.local.Own(ctx, keys, complete) },
+		Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
+		Changed:  a.rangesChanged,
+	})
+}
+
+// followOwn starts following this cluster's store.
+func (a *agent) followOwn(ctx context.Context, tasks *errgroup.Group) {
 	own := a.own()
+	tasks.Go(func() error { return own.follower.Run(ctx) })
 	tasks.Go(func() error {
-		return clustermesh.Beat(ctx, own.store, a.cfg.Node.Name, func() time.Duration {
+		return clustermesh.Beat(ctx, own.store, a.cfg.Node.Name, a.clock.Now, func() time.Duration {
 			state := own.follower.State()
 			if state.Info == nil {
 				return 0 // not known to be this cluster's store
@@ -312,13 +324,52 @@ func (a *agent) follow(ctx context.Context, tasks *errgroup.Group) {
 	})
 }
 
-// isSynced tells whether a cluster's entries that are in no table are stale. Those of a cluster that is configured
-// no more are: nothing will ever come for them.
-func (a *agent) isSynced(id identity.ClusterID) bool {
+// followPeers starts following the peers' stores: those of the agent's earlier life at once, and then as the records have it.
+func (a *agent) followPeers(ctx context.Context, tasks *errgroup.Group) error {
+	a.own().follower = a.newFollower(ctx, a.own())
+	a.peers = &peers{agent: a, dir: filepath.Join(a.cfg.StateDir, "peers"), ctx: ctx, changed: a.peersChanged}
+	if err := a.peers.restore(); err != nil {
+		return err
+	}
+	tasks.Go(func() error { return a.peers.Run(ctx) })
+	return nil
+}
+
+// peersChanged brings what depends on who is a peer into step.
+func (a *agent) peersChanged() {
+	a.setPeersOfGossip()
+	a.rangesChanged()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	followed := slices.ContainsFunc(a.channels, func(c channel) bool { return c.id == id })
-	return a.synced[id] || !followed && id != 0
+	for _, prune := range a.prunes {
+		prune()
+	}
+}
+
+func (a *agent) setPeersOfGossip() { a.life.gossip.SetPeers(a.channels.names()) }
+
+// wakeUp gives a token to who waits for one, unless there is one already.
+func wakeUp(tokens chan struct{}) {
+	select {
+	case tokens <- struct{}{}:
+	default:
+	}
+}
+
+// isSynced tells whether a cluster's entries that are in no table are stale. Those of a cluster that is no peer (any
+// more) are: nothing will ever come for them.
+func (a *agent) isSynced(id identity.ClusterID) bool {
+	_, none := a.channels.follows(id)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.synced[id] || none && id != 0
+}
+
+// forgetSynced notes that a cluster is followed no more: what comes when it is followed again is read anew.
+func (a *agent) forgetSynced(id identity.ClusterID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.synced, id)
 }
 
 // markSynced notes that a cluster's entries have been read in full: what is left of it in the kernel from
@@ -329,7 +380,7 @@ func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
 			a.mu.Lock()
 			a.synced[id] = true
 			a.mu.Unlock()
-			if a.life != nil && id == a.cfg.Cluster.ID {
+			if id == a.cfg.Cluster.ID {
 				a.life.complete <- struct{}{}
 			}
 			for _, prune := range a.prunes {
@@ -346,7 +397,7 @@ func (a *agent) rangesChanged() {
 	a.ranges.Lock()
 	defer a.ranges.Unlock()
 	ranges := a.claims.Ranges()
-	if slices.ContainsFunc(a.channels, func(c channel) bool { return c.follower.State().Info == nil }) {
+	if slices.ContainsFunc(a.channels.all(), func(c *channel) bool { return c.follower.State().Info == nil }) {
 		entries, err := a.datapath.ListAddresses()
 		if err != nil {
 			a.log.Error("packets to nobody may leave by the default route", "error", err)
@@ -373,11 +424,12 @@ func (a *agent) api() *server {
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view,
 		},
+		agent:     a,
 		life:      a.life,
 		endpoints: a.pods,
-		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims), refusals: a.refusals},
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals},
 	}
 }
 

@@ -299,7 +299,7 @@ func TestTwoServicesWithOneAddress(t *testing.T) {
 func TestRemoteServicesMayNotHavePodsAddresses(t *testing.T) {
 	tables := newTables(t)
 	claims := clustermesh.NewClaims(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}})
-	b, refusals := startBalance(t, tables, newGuard(eastConfig, tables, claims))
+	b, refusals := startBalance(t, tables, newGuard(eastConfig, tables, claims, eastStore))
 	put(t, tables, tables.Services, shop("west", 2, "10.1.1.2"), shop("west", 2, "100.64.128.9", func(s *lb.Service) { s.Name.Name = "fine" }))
 	until(t, tables, tables.Frontends, "the good one is there alone", func(txn statedb.ReadTxn) bool {
 		return keys(txn, tables.Frontends) == "100.64.128.9:80/TCP"
@@ -419,18 +419,18 @@ func TestConfigIsRefusedWithAReason(t *testing.T) {
 cluster: {name: east, id: 1, podCIDRs: [10.1.0.0/16], serviceCIDR: 100.64.64.0/18}
 node: {name: node1, address: 172.29.1.11, podCIDR: 10.1.1.0/24}
 kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, keyFile: key}
-peers: [{name: west, id: 2, kvstore: {endpoints: ["https://172.29.2.2:2379"], caFile: ca, certFile: cert, keyFile: key}}]
 `
 	for _, test := range []struct{ old, new, want string }{
 		{"", "", ""},
-		{"id: 1,", "id: 0,", "cluster ID is missing"},
+		{"id: 1,", "", ""}, // it takes one that is free
 		{"name: node1", "name: Node_1", "node.name"},
 		{"10.1.1.0/24", "10.2.1.0/24", "want a range within"},
 		{"10.1.1.0/24", "10.1.1.0/30", "too small"},
 		{"172.29.1.11", "\"::1\"", "IPv4 address"},
-		{"name: west", "name: east", "named twice"},
-		{"id: 2", "id: 1", "which is east's"},
-		{"caFile: ca, certFile: cert, keyFile: key}\npeers", "certFile: cert, keyFile: key}\npeers", "caFile is missing"},
+		{"node:", "peers: [{name: west}]\nnode:", "peers"},
+		{"caFile: ca, certFile: cert", "certFile: cert", "caFile is missing"},
+		{"node:", "peering: {endpoints: [west]}\nnode:", "want host:port"},
+		{"node:", "peering: {quota: 5}\nnode:", "at least 1000"},
 		{"node:", "nodes: 1\nnode:", "nodes"},
 		{"node:", "gossip: {mesh: Our Mesh}\nnode:", "gossip: mesh"},
 		{"node:", "gossip: {port: 7957}\nnode:", "each pool needs one of its own"},

@@ -69,11 +69,12 @@ type changes struct {
 	backends statedb.ChangeIterator[*clustermesh.Row[lb.Backend]]
 	nodes    statedb.ChangeIterator[*clustermesh.Row[identity.Node]]
 	liveness statedb.ChangeIterator[*clustermesh.Row[identity.Liveness]]
+	peers    statedb.ChangeIterator[*clustermesh.Row[clustermesh.Peer]]
 }
 
 func (b *balance) changes() (c changes, err error) {
 	t := b.tables
-	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes, t.Liveness)
+	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes, t.Liveness, t.Peers)
 	defer txn.Abort()
 	if c.services, err = t.Services.Changes(txn); err != nil {
 		return c, err
@@ -85,6 +86,9 @@ func (b *balance) changes() (c changes, err error) {
 		return c, err
 	}
 	if c.liveness, err = t.Liveness.Changes(txn); err != nil {
+		return c, err
+	}
+	if c.peers, err = t.Peers.Changes(txn); err != nil {
 		return c, err
 	}
 	txn.Commit()
@@ -120,6 +124,7 @@ func (b *balance) Run(ctx context.Context) error {
 		case <-more[1]:
 		case <-more[2]:
 		case <-more[3]:
+		case <-more[4]:
 		case <-ctx.Done():
 			return nil
 		}
@@ -127,8 +132,8 @@ func (b *balance) Run(ctx context.Context) error {
 }
 
 // step applies what has changed since the last one, and brings the dirty services up to date. It returns what closes when
-// services, backends or nodes change again.
-func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [4]<-chan struct{}, err error) {
+// any of them changes again.
+func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [5]<-chan struct{}, err error) {
 	t := b.tables
 	read := t.DB.ReadTxn()
 	declared, moreServices := c.services.Next(read)
@@ -153,7 +158,11 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [4]<-chan st
 	for change := range lived {
 		lives = append(lives, change.Object.Object.NodeName())
 	}
-	more = [4]<-chan struct{}{moreServices, moreBackends, moreNodes, moreLiveness}
+	peers, morePeers := c.peers.Next(read)
+	for change := range peers {
+		lives = b.nodesOf(read, change.Object.Object.Name, lives)
+	}
+	more = [5]<-chan struct{}{moreServices, moreBackends, moreNodes, moreLiveness, morePeers}
 	if len(dirty) == 0 && len(single) == 0 && len(lives) == 0 {
 		return more, nil
 	}
@@ -177,6 +186,16 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [4]<-chan st
 	}
 	txn.Commit()
 	return more, nil
+}
+
+// nodesOf appends the nodes of a cluster.
+func (b *balance) nodesOf(read statedb.ReadTxn, cluster string, nodes []identity.NodeName) []identity.NodeName {
+	for row := range b.tables.Nodes.All(read) {
+		if row.Object.Cluster == cluster {
+			nodes = append(nodes, row.Object.NodeName())
+		}
+	}
+	return nodes
 }
 
 // quarantine brings the targets on a node into step with its life. It costs as much as the node has backends, whatever

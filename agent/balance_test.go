@@ -14,7 +14,7 @@ import (
 
 func TestAServiceGivesWayToANodeThatComesLater(t *testing.T) {
 	tables := newTables(t)
-	_, refusals := startBalance(t, tables, newGuard(eastConfig, tables, clustermesh.NewClaims(identity.ClusterInfo{Name: "east", ID: 1})))
+	_, refusals := startBalance(t, tables, newGuard(eastConfig, tables, clustermesh.NewClaims(identity.ClusterInfo{Name: "east", ID: 1}), eastStore))
 	put(t, tables, tables.Services, shop("west", 2, "172.29.3.11"))
 	until(t, tables, tables.Frontends, "the service has its address", func(txn statedb.ReadTxn) bool { return keys(txn, tables.Frontends) != "" })
 	put(t, tables, tables.Nodes, identity.Node{Cluster: "north", ClusterID: 3, Name: "node1", Address: netip.MustParseAddr("172.29.3.11")})

@@ -16,8 +16,6 @@ type Config struct {
 	KVStore KVStoreConfig `json:"kvstore"`
 	// Gossip says who is alive.
 	Gossip GossipConfig `json:"gossip,omitzero"`
-	// Peers are the clusters to follow.
-	Peers []PeerConfig `json:"peers,omitempty"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
 	Peering PeeringConfig `json:"peering,omitzero"`
 	// Socket that the local API listens on; default api.DefaultSocket.
@@ -83,11 +81,4 @@ type PeeringConfig struct {
 	StoreEndpoints []string `json:"storeEndpoints,omitempty"`
 	// Quota is how many entries are accepted of a peer at most, so that it cannot fill this node's memory; default 250000.
 	Quota int `json:"quota,omitempty"`
-}
-
-// PeerConfig is a cluster to follow.
-type PeerConfig struct {
-	Name    string             `json:"name"`
-	ID      identity.ClusterID `json:"id"`
-	KVStore KVStoreConfig      `json:"kvstore"`
 }

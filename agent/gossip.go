@@ -39,19 +39,14 @@ type life struct {
 	problem string // of writing the tables
 }
 
-// setupGossip makes this node's part in gossip. Without a key there is none.
+// setupGossip makes this node's part in gossip.
 func (a *agent) setupGossip() error {
 	c := a.cfg.Gossip
-	if c.KeyFile == "" {
-		return nil
-	}
 	l := &life{
 		tables: a.tables, self: a.node.NodeName(), drained: filepath.Join(a.cfg.StateDir, "drained"), complete: make(chan struct{}, 1),
 		follower: func(cluster string) *clustermesh.Follower {
-			for _, c := range a.channels {
-				if c.cluster == cluster {
-					return c.follower
-				}
+			if c := a.channels.get(cluster); c != nil {
+				return c.follower
 			}
 			return nil
 		},
@@ -66,24 +61,20 @@ func (a *agent) setupGossip() error {
 		return err
 	}
 	a.echo = echo
+	a.links = newLinks(a.tables, a.node.NodeName(), echo, a.device.MTU)
 	l.gossip, err = gossip.New(gossip.Config{
 		Self: l.self, Address: a.cfg.Node.Address, Port: c.Port, MeshPort: c.MeshPort, Mesh: c.Mesh, KeyFile: c.KeyFile,
-		Peers: a.cfg.peerNames(), SigningKey: a.signingKey, Incarnation: a.node.Incarnation, Draining: drained,
+		SigningKey: a.signingKey, Incarnation: a.node.Incarnation, Draining: drained,
 		Echo: echo.Send, Deliver: l.deliver, Settled: l.settled, Known: l.known, Changed: l.changed,
-		Refused: func(cluster, key string, reason error) { a.refusals.Add(cluster, key, reason) }, Log: a.log.With("from", "gossip"),
+		RingChanged: func(gossip.Ring) { wakeUp(a.ringChanged) },
+		Refused:     func(cluster, key string, reason error) { a.refusals.Add(cluster, key, reason) }, Log: a.log.With("from", "gossip"),
 	})
 	a.life = l
 	return err
 }
 
-// startGossip runs this node's part in gossip, if it has one.
+// startGossip runs this node's part in gossip.
 func (a *agent) startGossip(ctx context.Context, tasks *errgroup.Group) {
-	if a.life == nil {
-		a.problems = append(a.problems, func() []string {
-			return []string{"gossip is off, since there is no gossip.keyFile: nobody notices when a node dies"}
-		})
-		return
-	}
 	a.problems = append(a.problems, a.life.problems)
 	tasks.Go(func() error { return a.life.gossip.Run(ctx) })
 	tasks.Go(func() error { return a.life.follow(ctx) })
@@ -91,9 +82,6 @@ func (a *agent) startGossip(ctx context.Context, tasks *errgroup.Group) {
 }
 
 func publicKey(key ed25519.PrivateKey) []byte {
-	if key == nil {
-		return nil
-	}
 	return key.Public().(ed25519.PublicKey)
 }
 
@@ -114,18 +102,14 @@ func loadSigningKey(file string) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-func (c *Config) peerNames() (names []string) {
-	for _, p := range c.Peers {
-		names = append(names, p.Name)
-	}
-	return names
-}
-
 // runEchoes hands over the echoes that come back.
 func (a *agent) runEchoes(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = a.echo.Close() })
 	defer stop()
 	for answer := range a.echo.Answers() {
+		if a.links.answered(answer) {
+			continue
+		}
 		a.life.gossip.Answered(answer.Node, answer.Nonce, answer.At)
 	}
 	if ctx.Err() == nil {

@@ -3,7 +3,6 @@ package agent
 import (
 	"fmt"
 	"net/netip"
-	"net/url"
 
 	"causeway/clustermesh"
 	"causeway/lb"
@@ -15,8 +14,7 @@ var sharedRange = netip.MustParsePrefix("100.64.0.0/10")
 // newGuard returns what no service's address may be: a pod's, a node's, a store's. What a peer's may be besides is
 // limited: its own service range, or a private address in nobody's range. So a peer can draw neither another cluster's
 // services to itself, nor the world's.
-func newGuard(cfg Config, tables *clustermesh.Tables, claims *clustermesh.Claims) lb.Guard {
-	stores := storeAddresses(cfg)
+func newGuard(cfg Config, tables *clustermesh.Tables, claims *clustermesh.Claims, storeAt func(netip.Addr) (cluster string, ok bool)) lb.Guard {
 	return func(cluster string, ip netip.Addr) string {
 		if owner, prefix, ok := claims.PodRange(ip); ok {
 			return fmt.Sprintf("it lies in the pod range %s of cluster %s", prefix, owner)
@@ -24,7 +22,7 @@ func newGuard(cfg Config, tables *clustermesh.Tables, claims *clustermesh.Claims
 		if node, ok := tables.NodeAt(tables.DB.ReadTxn(), ip); ok {
 			return "it is the address of node " + node.String()
 		}
-		if owner, ok := stores[ip]; ok {
+		if owner, ok := storeAt(ip); ok {
 			return "it is the address of cluster " + owner + "'s store"
 		}
 		if cluster == cfg.Cluster.Name {
@@ -38,25 +36,4 @@ func newGuard(cfg Config, tables *clustermesh.Tables, claims *clustermesh.Claims
 		}
 		return ""
 	}
-}
-
-// storeAddresses returns the addresses of the stores that this node talks to, and whose they are.
-func storeAddresses(cfg Config) map[netip.Addr]string {
-	addresses := map[netip.Addr]string{}
-	add := func(cluster string, endpoints []string) {
-		for _, endpoint := range endpoints {
-			u, err := url.Parse(endpoint)
-			if err != nil {
-				continue
-			}
-			if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
-				addresses[ip] = cluster
-			}
-		}
-	}
-	add(cfg.Cluster.Name, cfg.KVStore.Endpoints)
-	for _, peer := range cfg.Peers {
-		add(peer.Name, peer.KVStore.Endpoints)
-	}
-	return addresses
 }

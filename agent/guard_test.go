@@ -9,11 +9,15 @@ import (
 	"causeway/identity"
 )
 
-// eastConfig is a node's in east, with west as its peer.
+// eastConfig is a node's in east.
 var eastConfig = Config{
 	Cluster: ClusterConfig{Name: "east", ID: 1},
 	KVStore: KVStoreConfig{Endpoints: []string{"https://172.29.1.2:2379"}},
-	Peers:   []PeerConfig{{Name: "west", ID: 2, KVStore: KVStoreConfig{Endpoints: []string{"https://172.29.2.2:2379"}}}},
+}
+
+// eastStore is what the node knows of stores: its own.
+func eastStore(ip netip.Addr) (string, bool) {
+	return "east", ip == netip.MustParseAddr("172.29.1.2")
 }
 
 func TestWhatAServicesAddressMayBe(t *testing.T) {
@@ -28,7 +32,7 @@ func TestWhatAServicesAddressMayBe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	guard := newGuard(eastConfig, tables, claims)
+	guard := newGuard(eastConfig, tables, claims, eastStore)
 	for _, test := range []struct{ cluster, ip, want string }{
 		{"east", "100.64.64.9", ""},
 		{"east", "8.8.8.8", ""},

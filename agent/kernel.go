@@ -95,7 +95,7 @@ func (v *view) bpfDrops() ([]api.BPFDrop, []<-chan struct{}, error) {
 
 func (v *view) clusterNames() map[identity.ClusterID]string {
 	names := map[identity.ClusterID]string{}
-	for _, c := range v.channels {
+	for _, c := range v.channels.all() {
 		names[c.id] = c.cluster
 	}
 	return names

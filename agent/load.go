@@ -2,12 +2,15 @@ package agent
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 
 	"sigs.k8s.io/yaml"
 
 	"causeway/agent/api"
+	"causeway/clustermesh/peering"
 	"causeway/identity"
 	"causeway/lb"
 	"causeway/tunnel"
@@ -39,6 +42,12 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Gossip.Mesh, "causeway")
 	setDefault(&c.Gossip.Port, 7956)
 	setDefault(&c.Gossip.MeshPort, 7957)
+	setDefault(&c.Gossip.KeyFile, filepath.Join(c.StateDir, "gossip.keys"))
+	setDefault(&c.Peering.Port, peering.DefaultPort)
+	setDefault(&c.Peering.Quota, 250_000)
+	if len(c.Peering.StoreEndpoints) == 0 {
+		c.Peering.StoreEndpoints = c.KVStore.Endpoints
+	}
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -50,7 +59,11 @@ func setDefault[T comparable](field *T, value T) {
 
 // check refuses what cannot work, before anything is touched.
 func (c *Config) check() error {
-	if err := identity.CheckCluster(c.info()); err != nil {
+	info := c.info()
+	if info.ID == 0 {
+		info.ID = 1 // it is found later
+	}
+	if err := identity.CheckCluster(info); err != nil {
 		return fmt.Errorf("cluster: %w", err)
 	}
 	if err := lb.CheckName("node.name", c.Node.Name); err != nil {
@@ -71,7 +84,10 @@ func (c *Config) check() error {
 	if err := c.Gossip.check(); err != nil {
 		return fmt.Errorf("gossip: %w", err)
 	}
-	return c.checkPeers()
+	if err := c.Peering.check(); err != nil {
+		return fmt.Errorf("peering: %w", err)
+	}
+	return nil
 }
 
 func (g GossipConfig) check() error {
@@ -84,32 +100,16 @@ func (g GossipConfig) check() error {
 	return nil
 }
 
-func (c *Config) checkPeers() error {
-	names := map[string]bool{c.Cluster.Name: true}
-	ids := map[identity.ClusterID]string{c.Cluster.ID: c.Cluster.Name}
-	for _, peer := range c.Peers {
-		if err := lb.CheckName("peer's name", peer.Name); err != nil {
-			return err
+func (p PeeringConfig) check() error {
+	for _, endpoint := range p.Endpoints {
+		if _, _, err := net.SplitHostPort(endpoint); err != nil {
+			return fmt.Errorf("endpoints: %q: %w; want host:port", endpoint, err)
 		}
-		if names[peer.Name] {
-			return fmt.Errorf("peers: cluster %s is named twice", peer.Name)
-		}
-		if other, taken := ids[peer.ID]; taken || peer.ID == 0 {
-			return fmt.Errorf("peers: cluster %s has ID %d, which is %s; IDs are 1 to 255, each cluster's its own", peer.Name, peer.ID, orNobody(other))
-		}
-		names[peer.Name], ids[peer.ID] = true, peer.Name
-		if err := peer.KVStore.check(); err != nil {
-			return fmt.Errorf("peer %s: kvstore: %w", peer.Name, err)
-		}
+	}
+	if p.Quota < 1000 {
+		return fmt.Errorf("quota %d: at least 1000 entries are needed for a small cluster", p.Quota)
 	}
 	return nil
-}
-
-func orNobody(cluster string) string {
-	if cluster == "" {
-		return "nobody's"
-	}
-	return cluster + "'s"
 }
 
 func (k KVStoreConfig) check() error {

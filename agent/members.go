@@ -22,9 +22,6 @@ func (v *view) overview() api.Members {
 		Pools: []api.Pool{}, Speakers: map[string][]string{}, Nodes: []api.NodeLiveness{},
 		Clusters: []identity.Reach{}, Transitions: []api.Transition{},
 	}
-	if v.life == nil {
-		return m
-	}
 	o := v.life.gossip.Overview()
 	self := v.life.self
 	m.Enabled, m.Speakers = true, o.Speakers
@@ -59,18 +56,9 @@ func pool(p gossip.PoolView, self identity.NodeName) api.Pool {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// errNoGossip refuses what needs gossip on a node without.
-func errNoGossip() error {
-	return conflict("gossip is off on this node: give it a gossip.keyFile and start the agent again")
-}
-
 // drain answers requests to take this node's backends out of service, or back.
 func (s *server) drain(on bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		if s.life == nil {
-			answer(w, nil, errNoGossip())
-			return
-		}
 		told, err := s.life.drain(on)
 		answer(w, api.DrainResult{Draining: on, Told: told, Backends: len(s.tables.tables.TargetsAt(s.tables.read(), s.life.self))}, err)
 	}
@@ -81,10 +69,6 @@ func (s *server) keyring(w http.ResponseWriter, r *http.Request) {
 	var req api.KeyringRequest
 	if err := decode(r, &req); err != nil {
 		answer(w, nil, err)
-		return
-	}
-	if s.life == nil {
-		answer(w, nil, errNoGossip())
 		return
 	}
 	if err := s.changeKeyring(req); err != nil {

@@ -201,7 +201,12 @@ func TestABacklogOfPublicationsIsWrittenSoonAfterAnOutage(t *testing.T) {
 }
 
 func TestClustersThatAreFollowedNoMoreAreStale(t *testing.T) {
-	a := &agent{channels: []channel{{cluster: "east", id: 1}, {cluster: "west", id: 2}}, synced: map[identity.ClusterID]bool{1: true}}
+	follows := &channels{own: &channel{cluster: "east", id: 1}, peers: map[string]*channel{"west": {cluster: "west", id: 2}}}
+	a := &agent{channels: follows, synced: map[identity.ClusterID]bool{1: true}}
+	if a.isSynced(3) {
+		t.Error("what is left of a cluster may go before the records of peers have been read")
+	}
+	follows.known = true
 	for id, want := range map[identity.ClusterID]bool{1: true, 2: false, 3: true, 0: false} {
 		if got := a.isSynced(id); got != want {
 			t.Errorf("what is left of cluster %d may go: %v, want %v", id, got, want)

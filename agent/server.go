@@ -34,7 +34,8 @@ type server struct {
 	tables    *view
 	endpoints *endpoints
 	services  *services
-	life      *life // nil without gossip
+	life      *life
+	agent     *agent
 }
 
 func (s *server) handler() http.Handler {
@@ -49,6 +50,7 @@ func (s *server) handler() http.Handler {
 	list(mux, api.PathBPFAddr, s.tables.bpfAddresses)
 	list(mux, api.PathBPFDrops, s.tables.bpfDrops)
 	list(mux, api.PathMembers, s.tables.members)
+	s.handlePeering(mux)
 	mux.HandleFunc("POST "+api.PathDrain, s.drain(true))
 	mux.HandleFunc("DELETE "+api.PathDrain, s.drain(false))
 	mux.HandleFunc("POST "+api.PathKeyring, s.keyring)

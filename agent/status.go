@@ -12,7 +12,6 @@ import (
 	"causeway/clustermesh"
 	"causeway/datapath"
 	"causeway/identity"
-	"causeway/kvstore"
 	"causeway/lb"
 )
 
@@ -22,26 +21,18 @@ const staleHeartbeat = 20 * time.Second
 // stuckPending is how long a row may wait for its target before something must be wrong with it.
 const stuckPending = 20 * time.Second
 
-// channel is one followed store.
-type channel struct {
-	cluster  string
-	id       identity.ClusterID
-	local    bool
-	store    kvstore.Store
-	follower *clustermesh.Follower
-}
-
 // view is what the local API shows: the tables, the channels, and the kernel read back.
 type view struct {
 	cfg      Config
 	started  time.Time
 	tables   *clustermesh.Tables
 	refusals *clustermesh.Refusals
-	channels []channel
+	channels *channels
 	datapath *datapath.Datapath
 	device   string
 	mtu      int
-	life     *life // nil without gossip
+	life     *life
+	peers    *peerView
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -67,10 +58,18 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 			s.Datapath.Drops += d.Packets
 		}
 	}
-	for _, c := range v.channels {
+	for _, c := range v.channels.all() {
 		state, problems := c.state(v.refusals, v.started)
 		s.Stores = append(s.Stores, state)
-		s.Problems = append(s.Problems, problems...)
+		if c.local {
+			s.Problems = append(s.Problems, problems...)
+		}
+	}
+	s.Peers = v.peers.all()
+	for _, p := range s.Peers {
+		for _, why := range p.Why {
+			s.Problems = append(s.Problems, fmt.Sprintf("peer %s is %s: %s", p.Name, p.State, why))
+		}
 	}
 	s.Problems = append(s.Problems, v.count(txn, s.Tables)...)
 	for _, more := range v.more {
@@ -92,7 +91,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 }
 
 // state says how a channel is, and in sentences what is wrong with it.
-func (c channel) state(refusals *clustermesh.Refusals, started time.Time) (api.Store, []string) {
+func (c *channel) state(refusals *clustermesh.Refusals, started time.Time) (api.Store, []string) {
 	store, follower := c.store.Status(), c.follower.State()
 	s := api.Store{
 		Cluster: c.cluster, ClusterID: c.id, Local: c.local, Endpoints: store.Endpoints, Connected: store.Connected,
@@ -137,6 +136,7 @@ func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
 	problems = append(problems, countRows(txn, t.Targets, into, true)...)
 	problems = append(problems, countRows(txn, t.Liveness, into, false)...)
 	problems = append(problems, countRows(txn, t.Reaches, into, false)...)
+	problems = append(problems, countRows(txn, t.Peers, into, false)...)
 	problems = append(problems, countRows(txn, t.Publications, into, true)...)
 	return problems
 }

@@ -42,7 +42,17 @@ func (c *Claims) Claim(info identity.ClusterInfo) error {
 	return nil
 }
 
-// Changes counts what was claimed, so that who was refused knows when it is worth asking again.
+// Release gives up what a cluster holds that is followed no more.
+func (c *Claims) Release(cluster string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.clusters[cluster]; ok {
+		delete(c.clusters, cluster)
+		c.changes++
+	}
+}
+
+// Changes counts what was claimed and released, so that who was refused knows when it is worth asking again.
 func (c *Claims) Changes() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -97,6 +97,7 @@ type Follower struct {
 	count     int
 	held      int
 	heartbeat time.Time
+	ahead     time.Duration
 	cluster   *identity.ClusterInfo
 	lost      bool
 }
@@ -123,6 +124,8 @@ type State struct {
 	Synced    bool
 	Accepted  int
 	Heartbeat time.Time
+	// Ahead is how much the clock of who wrote that is ahead of this node's, less the way of the heartbeat.
+	Ahead time.Duration
 	// Lost is true while the store has been emptied and its entries are held from memory; Held counts those.
 	Lost bool
 	Held int
@@ -133,7 +136,7 @@ type State struct {
 func (f *Follower) State() State {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return State{Synced: f.synced, Accepted: f.count, Heartbeat: f.heartbeat, Lost: f.lost, Held: f.held, Info: f.cluster}
+	return State{Synced: f.synced, Accepted: f.count, Heartbeat: f.heartbeat, Ahead: f.ahead, Lost: f.lost, Held: f.held, Info: f.cluster}
 }
 
 // Run follows the store until ctx ends. Losing the store loses nothing: the tables stay as they are.
@@ -315,11 +318,15 @@ func (f *Follower) ownKeys() []string {
 
 // acceptHeartbeat notes when the channel last carried a new heartbeat, by this node's own clock.
 func (f *Follower) acceptHeartbeat(key string, value []byte) error {
-	if _, err := identity.DecodeHeartbeat(key, value); err != nil {
+	beat, err := identity.DecodeHeartbeat(key, value)
+	if err != nil {
 		return err
 	}
 	f.mu.Lock()
 	f.heartbeat = time.Now()
+	if !f.listing { // one that was there before may have been for long
+		f.ahead = beat.At.Sub(f.heartbeat)
+	}
 	f.mu.Unlock()
 	return nil
 }

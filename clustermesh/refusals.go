@@ -69,6 +69,14 @@ func (r *Refusals) Clear(cluster, key string) {
 	delete(r.byKey[cluster], shorten(key))
 }
 
+// Forget forgets all of a channel that is followed no more.
+func (r *Refusals) Forget(cluster string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byKey, cluster)
+	delete(r.total, cluster)
+}
+
 func shorten(s string) string {
 	if len(s) <= maxRefusalText {
 		return s

@@ -75,6 +75,8 @@ type Tables struct {
 	Reaches  Table[identity.Reach]
 	// Publications is what this node keeps in its cluster's store.
 	Publications Table[Publication]
+	// Peers are the other clusters that this one is connected with.
+	Peers Table[Peer]
 
 	identitiesByLabels statedb.Index[*Row[identity.Identity], string]
 	nodesByAddress     statedb.Index[*Row[identity.Node], string]
@@ -86,6 +88,14 @@ type Tables struct {
 	targetsByService   statedb.Index[*Row[lb.Target], string]
 	targetsByBackend   statedb.Index[*Row[lb.Target], string]
 	targetsByNode      statedb.Index[*Row[lb.Target], string]
+}
+
+// Peer is a row of the peers table: another cluster whose store is followed.
+type Peer struct {
+	Name string             `json:"name"`
+	ID   identity.ClusterID `json:"id"`
+	// Joining: no packet has been seen to go both ways yet, so its backends get no new connections.
+	Joining bool `json:"joining,omitempty"`
 }
 
 // NewTables makes empty tables.
@@ -120,6 +130,7 @@ func NewTables() (*Tables, error) {
 	add(newTable(t.DB, &t.Targets, "targets", TargetKey, t.targetsByService, t.targetsByBackend, t.targetsByNode))
 	add(newTable(t.DB, &t.Liveness, "liveness", func(l identity.Liveness) string { return l.Cluster + "/" + l.Node }))
 	add(newTable(t.DB, &t.Reaches, "reaches", func(r identity.Reach) string { return r.Cluster }))
+	add(newTable(t.DB, &t.Peers, "peers", func(p Peer) string { return p.Name }))
 	add(newTable(t.DB, &t.Publications, "publications", func(p Publication) string { return p.Key }))
 	return t, err
 }
@@ -189,6 +200,9 @@ func (t *Tables) TargetsAt(txn statedb.ReadTxn, node identity.NodeName) []*Row[l
 
 // Quarantined tells whether backends on a node shall get no new connections.
 func (t *Tables) Quarantined(txn statedb.ReadTxn, node identity.NodeName) bool {
+	if peer, _, ok := t.Peers.Get(txn, t.Peers.ByKey(node.Cluster)); ok && peer.Object.Joining {
+		return true
+	}
 	row, _, ok := t.Liveness.Get(txn, t.Liveness.ByKey(node.String()))
 	return ok && row.Object.Quarantined
 }

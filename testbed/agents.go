@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// writeAgentConfig writes the configuration of a node's agent: every other cluster is its peer.
+// writeAgentConfig writes the configuration of a node's agent. Which clusters it is joined with is in its cluster's store.
 func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel string) error {
 	cfg := agent.Config{
 		Cluster: agent.ClusterConfig{
@@ -26,7 +26,7 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 			ServiceCIDR: clusterServiceCIDR(c.ID),
 		},
 		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDR: n.PodCIDR},
-		KVStore: b.kvstoreConfig(c, c.Name, agentFile),
+		KVStore: b.kvstoreConfig(c, b.nodePKI(c.Name, n.Name)),
 		// The mesh is named by the bed's ID, so that two beds never mix.
 		Gossip:   agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},
 		Socket:   b.socket(c.Name, n.Name),
@@ -34,15 +34,6 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 		BPFFS:    b.bpffs(c.Name, n.Name),
 		Cgroup:   s.cgroup(cgroupNode(c.Name, n.Name)),
 		LogLevel: logLevel,
-	}
-	for _, peer := range s.Clusters {
-		if peer.Name == c.Name {
-			continue
-		}
-		cfg.Peers = append(cfg.Peers, agent.PeerConfig{
-			Name: peer.Name, ID: peer.ID,
-			KVStore: b.kvstoreConfig(peer, c.Name, peerFile(c.Name)),
-		})
 	}
 	doc, err := yaml.Marshal(cfg)
 	if err != nil {
@@ -53,23 +44,45 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 
 func (l layout) agentConfig(cluster, n string) string { return l.path(cluster, n, "agent.yaml") }
 
-// kvstoreConfig is how agents of cluster user reach the store of c, with the named certificate of c's authority.
-func (l layout) kvstoreConfig(c ClusterState, user, cert string) agent.KVStoreConfig {
+// kvstoreConfig is how agents reach the store of a cluster, with the certificate in a directory.
+func (l layout) kvstoreConfig(c ClusterState, pki string) agent.KVStoreConfig {
 	return agent.KVStoreConfig{
 		Endpoints: []string{"https://" + kvstoreEndpoint(c.KVStore.Address)},
-		CAFile:    filepath.Join(l.pki(c.Name), caFile+".crt"),
-		CertFile:  filepath.Join(l.pki(c.Name), cert+".crt"),
-		KeyFile:   filepath.Join(l.pki(user), agentFile+".key"),
+		CAFile:    filepath.Join(pki, caFile+".crt"),
+		CertFile:  filepath.Join(pki, agentFile+".crt"),
+		KeyFile:   filepath.Join(pki, agentFile+".key"),
 	}
 }
 
-// startAgent starts a node's agent and waits until it is well.
+// giveCertificate brings a node what its agent needs to reach its cluster's store, as one brings it to a machine. The agent
+// renews it by itself.
+func (l layout) giveCertificate(cluster, node string) error {
+	dir := l.nodePKI(cluster, node)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{caFile + ".crt", agentFile + ".crt", agentFile + ".key"} {
+		data, err := os.ReadFile(filepath.Join(l.pki(cluster), name))
+		if err != nil {
+			return fmt.Errorf("the certificate of the agent of %s/%s: %w", cluster, node, err)
+		}
+		if err := writeFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startAgent starts a node's agent for the first time and waits until it is well.
 func (b *Bed) startAgent(ctx context.Context, s *State, c *ClusterState, n *NodeState) error {
+	if err := b.giveCertificate(c.Name, n.Name); err != nil {
+		return err
+	}
 	p, err := b.launchAgent(ctx, s, c.Name, n.Name)
 	if err != nil {
 		return err
 	}
-	return b.waitAgent(ctx, c.Name, n.Name, p, len(s.Clusters))
+	return b.waitAgent(ctx, c.Name, n.Name, p, 1)
 }
 
 // launchAgent starts a node's agent and records it.

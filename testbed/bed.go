@@ -20,12 +20,12 @@ type Options struct {
 	Clusters []string
 	// Nodes per cluster.
 	Nodes int
-	// Unconnected: the clusters are not joined.
-	Unconnected bool
 	// Binary is the clustermesh program to run; empty: the running one. It is copied.
 	Binary string
 	// LogLevel of the agents: debug, info, warn, error; empty: the agent's default.
 	LogLevel string
+	// Unconnected: the clusters are not joined.
+	Unconnected bool
 	// Ephemeral ties the bed to this process: when it has died, whoever comes next may
 	// clean up. Otherwise a bed stays until it is taken down.
 	Ephemeral bool

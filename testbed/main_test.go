@@ -91,9 +91,6 @@ func playAgent(config string) error {
 		return err
 	}
 	status := api.Status{OK: true, Cluster: cfg.Cluster.Name, Node: cfg.Node.Name, Stores: []api.Store{{Cluster: cfg.Cluster.Name, Synced: true}}}
-	for _, p := range cfg.Peers {
-		status.Stores = append(status.Stores, api.Store{Cluster: p.Name, Synced: true})
-	}
 	next := cfg.Node.PodCIDR.Addr().Next()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, r *http.Request) { answer(w, 200, status) })
@@ -186,6 +183,8 @@ func mustUp(t *testing.T, o Options) *Bed {
 	if o.Nodes == 0 {
 		o.Nodes = 2
 	}
+	// A played agent cannot be joined with others.
+	o.Unconnected = o.Unconnected || o.Binary == ""
 	b, err := Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -94,6 +94,9 @@ func (l layout) binary() string                  { return l.path("bin", "cluster
 func (l layout) ownCgroupMount() string          { return l.path("cgroup") }
 func (l layout) faultsDir() string               { return l.path(underlayName, "bpf") }
 func (l layout) pki(cluster string) string       { return l.path(cluster, "pki") }
+func (l layout) nodePKI(cluster, n string) string {
+	return l.path(cluster, n, "pki")
+}
 func (l layout) socket(cluster, n string) string { return l.path(cluster, n, "agent.sock") }
 func (l layout) bpffs(cluster, n string) string  { return l.path(cluster, n, "bpf") }
 func (l layout) gossipKey(cluster, n string) string {

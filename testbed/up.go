@@ -152,7 +152,13 @@ func (b *Bed) up(ctx context.Context, o *Options) error {
 	if err := b.eachNode(ctx, s, b.startAgent); err != nil {
 		return err
 	}
-	tell("%s", count(nodes, "agent")+verb(nodes, " is", " are")+" well and follow"+verb(nodes, "s", "")+" every cluster")
+	tell("%s", count(nodes, "agent")+verb(nodes, " is", " are")+" well")
+	if !o.Unconnected && len(s.Clusters) > 1 {
+		if err := b.connectAll(ctx, s); err != nil {
+			return err
+		}
+		tell("%d clusters are joined, and every agent follows all of them", len(s.Clusters))
+	}
 	return b.update(ctx, func(s *State) error {
 		s.Phase = PhaseUp
 		return nil
@@ -204,7 +210,6 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {
 		return err
 	}
-	gossipKey := newGossipKey()
 	for _, c := range s.Clusters {
 		for _, dir := range []string{b.path(c.Name, kvstoreName), b.path(c.Name, kvstoreName, "data")} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -213,9 +218,6 @@ func (b *Bed) prepare(s *State, o *Options) error {
 		}
 		for _, n := range c.Nodes {
 			if err := b.prepareNode(s, c, n, o.LogLevel); err != nil {
-				return err
-			}
-			if err := b.writeGossipKey(c.Name, n.Name, gossipKey); err != nil {
 				return err
 			}
 		}

@@ -97,6 +97,7 @@ const (
 	CheckTCP       = "TCP"
 	CheckTLS       = "TLS and chain"
 	CheckClock     = "clock"
+	CheckAPI       = "peering API"
 	CheckStore     = "etcd read"
 	CheckGossipTCP = "gossip TCP"
 	CheckGossipUDP = "gossip UDP"

@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"causeway/clustermesh/gossip"
+	"causeway/clustermesh/peering"
+	"causeway/identity"
+	"causeway/identity/pki"
+	"causeway/kvstore"
+)
+
+// maxTokenEndpoints is how many nodes a token names: one that is down must not make it worthless.
+const maxTokenEndpoints = 4
+
+// rootValidity of the certificate that administers the own store's users; it is made for the purpose, and kept nowhere.
+const rootValidity = 10 * time.Minute
+
+// setupPeering makes this node's part in the API between clusters.
+func (a *agent) setupPeering() error {
+	c := a.cfg
+	address := netip.AddrPortFrom(c.Node.Address, c.Peering.Port)
+	listener, err := net.Listen("tcp", address.String())
+	if err != nil {
+		return fmt.Errorf("the API between clusters: %w; give it another peering.port, or stop who has it", err)
+	}
+	a.peeringListener = listener
+	a.peering = peering.New(peering.Config{
+		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
+		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
+		Administer: a.administer,
+		Ring:       func() gossip.Ring { return a.life.gossip.Ring() },
+		Adopt:      func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
+		Verify:     a.verify,
+		Report:     func(peer string) peering.Report { return a.view.word(peer) },
+		Forgotten:  a.forgotten,
+		Now:        a.clock.Now, Log: a.log.With("from", "peering"),
+	})
+	a.certs = newCerts(a)
+	return nil
+}
+
+// startPeering serves the API, and keeps keys and certificates young.
+func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
+	a.view = a.newPeerView(ctx)
+	a.problems = append(a.problems, a.certs.problems)
+	tasks.Go(func() error { return a.peering.Run(ctx, a.peeringListener) })
+	tasks.Go(func() error { return a.syncRing(ctx) })
+	tasks.Go(func() error { return a.certs.Run(ctx) })
+	tasks.Go(func() error {
+		<-ctx.Done()
+		a.view.wait()
+		return nil
+	})
+}
+
+func (a *agent) newPeerView(ctx context.Context) *peerView {
+	return &peerView{
+		channels: a.channels, life: a.life, refusals: a.refusals, now: a.clock.Now, quota: a.cfg.Peering.Quota,
+		vxlan: a.cfg.Node.VXLANPort, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask, left: func(p peering.Peer) { a.noteLeft(ctx, p) },
+		ctx: ctx, reports: map[string]*report{},
+	}
+}
+
+// noteLeft notes in the records that a peer has said that it has left, as if it had told so itself.
+func (a *agent) noteLeft(ctx context.Context, p peering.Peer) {
+	if err := a.peering.MarkLeft(ctx, p.Name(), p.User); err != nil && ctx.Err() == nil {
+		a.log.Warn("a peer has left, and the records do not say so yet", "peer", p.Name(), "error", err)
+	}
+}
+
+// peeringEndpoints are where this cluster's agents serve the API: as configured, or at the addresses of nodes that are in
+// service, this one first.
+func (a *agent) peeringEndpoints() []string {
+	if len(a.cfg.Peering.Endpoints) > 0 {
+		return a.cfg.Peering.Endpoints
+	}
+	out := []string{a.peeringAt(a.cfg.Node.Address)}
+	for _, n := range a.nodesOf(a.cfg.Cluster.Name) {
+		if len(out) < maxTokenEndpoints && n.Address != a.cfg.Node.Address {
+			out = append(out, a.peeringAt(n.Address))
+		}
+	}
+	return out
+}
+
+// peeringEndpointsOf are where the API of a peer may be served, beside the endpoints that it has named: clusters have it at one port mostly.
+func (a *agent) peeringEndpointsOf(cluster string) (out []string) {
+	for _, n := range a.nodesOf(cluster) {
+		out = append(out, a.peeringAt(n.Address))
+	}
+	return out
+}
+
+func (a *agent) peeringAt(address netip.Addr) string {
+	return net.JoinHostPort(address.String(), strconv.Itoa(int(a.cfg.Peering.Port)))
+}
+
+// nodesOf lists the nodes of a cluster whose agents are not known to be down.
+func (a *agent) nodesOf(cluster string) (nodes []identity.Node) {
+	txn := a.tables.DB.ReadTxn()
+	for row := range a.tables.Nodes.All(txn) {
+		n := row.Object
+		if n.Cluster != cluster {
+			continue
+		}
+		if life, _, ok := a.tables.Liveness.Get(txn, a.tables.Liveness.ByKey(n.NodeName().String())); ok && life.Object.State != identity.NodeAlive {
+			continue
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// administer connects to the own store as root.
+func (a *agent) administer(ctx context.Context, authority *pki.Authority) (peering.Administrator, error) {
+	pair, err := authority.Issue(pki.Request{User: pki.UserRoot, Validity: rootValidity}, a.clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	cert, err := pair.TLS()
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(a.cfg.KVStore.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s holds no certificate", a.cfg.KVStore.CAFile)
+	}
+	access, err := kvstore.OpenAccess(ctx, kvstore.Config{
+		Endpoints: a.cfg.KVStore.Endpoints, TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, Log: a.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the own store's users: %w", err)
+	}
+	return access, nil
+}
+
+// forgottenPause is how often the kernel is looked at for what is left of a cluster.
+const forgottenPause = 10 * time.Millisecond
+
+// forgotten waits until nothing of a cluster is in force on this node.
+func (a *agent) forgotten(ctx context.Context, cluster string) error {
+	id, known := a.channels.ids()[cluster]
+	for {
+		left, err := a.leftOf(cluster, id, known)
+		if err != nil || left == "" {
+			return err
+		}
+		select {
+		case <-time.After(forgottenPause):
+		case <-ctx.Done():
+			return fmt.Errorf("on this node %s are still in force: %w", left, ctx.Err())
+		}
+	}
+}
+
+// leftOf says what of a cluster is still there; id is its, if it was known.
+func (a *agent) leftOf(cluster string, id identity.ClusterID, known bool) (string, error) {
+	if a.channels.get(cluster) != nil {
+		return "its channel", nil
+	}
+	txn := a.tables.DB.ReadTxn()
+	for row := range a.tables.Nodes.All(txn) {
+		if row.Object.Cluster == cluster {
+			return "its nodes", nil
+		}
+	}
+	for row := range a.tables.Targets.All(txn) {
+		if row.Object.Cluster == cluster {
+			return "its backends", nil
+		}
+	}
+	if !known {
+		return "", nil
+	}
+	return a.leftInKernel(id)
+}
+
+func (a *agent) leftInKernel(id identity.ClusterID) (string, error) {
+	addresses, err1 := a.datapath.ListAddresses()
+	frontends, err2 := a.datapath.ListFrontends()
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	for _, e := range addresses {
+		if e.Owner == id && !e.Blackhole {
+			return "its addresses", nil
+		}
+	}
+	for _, f := range frontends {
+		for _, b := range append(f.Backends, f.Quarantined...) {
+			if b.Owner == id {
+				return "its backends", nil
+			}
+		}
+	}
+	return "", nil
+}

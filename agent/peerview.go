@@ -1,0 +1,397 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"causeway/agent/api"
+	"causeway/clustermesh"
+	"causeway/clustermesh/gossip"
+	"causeway/clustermesh/peering"
+	"causeway/identity"
+	"causeway/identity/pki"
+	"causeway/tunnel"
+)
+
+// maxSkew is how far apart the clocks of two clusters may be: certificates and tokens are judged by them.
+const maxSkew = 30 * time.Second
+
+// What a peer says of the link is asked for when somebody wants to know.
+const (
+	// reportFresh is how old its last word may be for it not to be asked again, reportStale how old for it to count for nothing.
+	reportFresh = 2 * time.Second
+	reportStale = 10 * time.Second
+	// reportWait bounds how long a status waits for a first word, reportTimeout how long the peer may take.
+	reportWait    = 500 * time.Millisecond
+	reportTimeout = 3 * time.Second
+)
+
+// peerView shows how the connections with peers are, from what the parts know.
+type peerView struct {
+	channels *channels
+	life     *life
+	refusals *clustermesh.Refusals
+	now      func() time.Time
+	quota    int
+	vxlan    uint16
+	mesh     uint16 // gossip's port
+	ask      func(ctx context.Context, peer peering.Peer) (peering.Report, error)
+	// left is told that a peer has said that it has left.
+	left func(peer peering.Peer)
+
+	// ctx ends with the agent, and asking is what goes on in the background then.
+	ctx    context.Context
+	asking sync.WaitGroup
+
+	mu      sync.Mutex
+	reports map[string]*report
+}
+
+// report is a peer's last word on the link.
+type report struct {
+	of      string // the user that the peer was asked as: another connection is another link
+	word    peering.Report
+	err     error
+	asked   time.Time // the last answer, or failure
+	heard   time.Time // the last answer
+	ahead   time.Duration
+	running chan struct{} // closed when the question that is under way has been answered; nil if none is
+}
+
+// all shows every peer, those that have left too.
+func (v *peerView) all() []api.Peer {
+	out := []api.Peer{}
+	all := v.channels.ofPeers()
+	v.refresh(all)
+	overview := v.life.gossip.Overview()
+	for _, c := range all {
+		out = append(out, v.one(c, overview, true))
+	}
+	for _, p := range v.channels.leftPeers() {
+		out = append(out, leftPeer(p))
+	}
+	slices.SortFunc(out, func(a, b api.Peer) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// leftPeer shows a peer that has disconnected this cluster.
+func leftPeer(p peering.Peer) api.Peer {
+	return api.Peer{
+		Name: p.Name(), ID: p.Cluster.ID, State: string(peering.Left), Since: p.Since, StoreEndpoints: p.StoreEndpoints, Endpoints: p.Endpoints,
+		Why:     []string{fmt.Sprintf("peer left: cluster %s has disconnected this one; forget it with: clustermesh disconnect %s", p.Name(), p.Name())},
+		SyncLag: -1, Out: api.Path{Last: -1}, In: api.Path{Last: -1}, Version: p.Cluster.Version,
+	}
+}
+
+// refresh asks the peers whose last word is old, and waits a moment for those that have not said any.
+func (v *peerView) refresh(all []*channel) {
+	deadline := time.NewTimer(reportWait)
+	defer deadline.Stop()
+	for _, c := range all {
+		running, never := v.start(c)
+		if running == nil || !never {
+			continue
+		}
+		select {
+		case <-running:
+		case <-deadline.C:
+			return
+		}
+	}
+}
+
+// start asks a peer unless it has been asked just now. It returns what closes when it has answered, and whether it never has.
+func (v *peerView) start(c *channel) (running chan struct{}, never bool) {
+	p := c.peer()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r := v.reports[c.cluster]
+	if r == nil || r.of != p.User {
+		r = &report{of: p.User}
+		v.reports[c.cluster] = r
+	}
+	if r.running != nil {
+		return r.running, r.heard.IsZero()
+	}
+	if time.Since(r.asked) < reportFresh || v.ctx.Err() != nil {
+		return nil, false
+	}
+	r.running = make(chan struct{})
+	v.asking.Go(func() { v.fetch(p, r) })
+	return r.running, r.heard.IsZero()
+}
+
+// wait waits at the agent's end, which v.ctx has told, for the questions that are under way.
+func (v *peerView) wait() {
+	v.mu.Lock()   // from now on none is begun
+	v.mu.Unlock() //nolint:staticcheck // nothing to do in between
+	v.asking.Wait()
+}
+
+// fetch asks a peer.
+func (v *peerView) fetch(p peering.Peer, r *report) {
+	ctx, cancel := context.WithTimeout(v.ctx, reportTimeout)
+	defer cancel()
+	begun := v.now()
+	word, err := v.ask(ctx, p)
+	took := v.now().Sub(begun)
+	v.mu.Lock()
+	r.asked, r.err = time.Now(), err
+	if err == nil {
+		r.word, r.heard, r.ahead = word, r.asked, word.At.Sub(begun.Add(took/2))
+	}
+	close(r.running)
+	r.running = nil
+	v.mu.Unlock()
+	if errors.Is(err, peering.ErrLeft) {
+		v.left(p)
+	}
+}
+
+// lastReport returns what a peer has said last.
+func (v *peerView) lastReport(p peering.Peer) report {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if r := v.reports[p.Name()]; r != nil && r.of == p.User {
+		return *r
+	}
+	return report{}
+}
+
+// word is how this node sees the link to a peer, for the peer to show.
+func (v *peerView) word(cluster string) peering.Report {
+	out := peering.Report{At: v.now(), Node: v.life.self}
+	c := v.channels.get(cluster)
+	if c == nil || c.local {
+		return out
+	}
+	p := v.one(c, v.life.gossip.Overview(), false)
+	out.State, out.Problems = c.peer().State, p.Why
+	out.RTT, out.Loss, out.MTU = time.Duration(p.Out.RTT*float64(time.Millisecond)), p.Out.Loss, p.Out.MTU
+	out.Last = time.Duration(p.Out.Last) * time.Millisecond
+	if p.Out.Last < 0 {
+		out.Last = -1
+	}
+	return out
+}
+
+// one shows a peer. The order of the reasons is that in which things depend on each other. With theirs, what the peer says counts too.
+func (v *peerView) one(c *channel, overview gossip.Overview, theirs bool) api.Peer {
+	record, store, follower := c.peer(), c.store.Status(), c.follower.State()
+	p := api.Peer{
+		Name: c.cluster, ID: c.id, Since: record.Since, Why: []string{}, StoreEndpoints: record.StoreEndpoints, Endpoints: record.Endpoints,
+		PeerCertExpires: record.UserExpires, Entries: follower.Accepted, Quota: v.quota, Excess: store.Excess, Refused: v.refusals.Total(c.cluster),
+		Version: record.Cluster.Version, SyncLag: -1,
+	}
+	if follower.Info != nil {
+		p.Version = follower.Info.Version
+	}
+	if !follower.Heartbeat.IsZero() {
+		p.SyncLag = max(0, time.Since(follower.Heartbeat).Milliseconds())
+	}
+	last := v.lastReport(record)
+	skew := follower.Ahead
+	if !last.heard.IsZero() && time.Since(last.heard) < reportStale {
+		skew = last.ahead
+	}
+	p.ClockSkew = skew.Milliseconds()
+	problem := func(text string) {
+		if text != "" {
+			p.Why = append(p.Why, text)
+		}
+	}
+	problem(v.clockProblem(c.cluster, skew))
+	cert := v.certProblem(record, &p)
+	problem(cert)
+	control := cmp.Or(cert, v.storeProblem(c))
+	p.Control = api.Plane{OK: control == "", Detail: cmp.Or(control, fmt.Sprintf("store in step at revision %d", store.Revision))}
+	if cert == "" {
+		problem(control)
+	}
+	if store.Excess > 0 {
+		problem(fmt.Sprintf("its store has %d entries more than the quota of %d that this node accepts; they are left out: raise peering.quota, or ask there what fills it", store.Excess, v.quota))
+	}
+	p.Gossip = v.gossipPlane(c.cluster, overview)
+	p.Out = v.out(c, p.Gossip.OK)
+	problem(p.Out.Problem)
+	if !p.Gossip.OK {
+		problem(p.Gossip.Detail)
+	}
+	if theirs {
+		p.In = v.in(c, last)
+		problem(p.In.Problem)
+	}
+	p.Nodes = len(overviewNodes(overview, c.cluster))
+	switch {
+	case record.State == peering.Joining:
+		p.State = string(peering.Joining)
+		if len(p.Why) == 0 {
+			problem("it is being joined: packets have not been seen to go both ways yet")
+		}
+	case len(p.Why) > 0:
+		p.State = "not connected"
+	default:
+		p.State = string(peering.Connected)
+	}
+	return p
+}
+
+func (v *peerView) clockProblem(cluster string, skew time.Duration) string {
+	if skew.Abs() <= maxSkew {
+		return ""
+	}
+	which := "ahead of"
+	if skew < 0 {
+		which = "behind"
+	}
+	return fmt.Sprintf("clock: that of cluster %s is %s %s this node's; one of them is wrong: set it, for instance by NTP", cluster, skew.Abs().Round(time.Second), which)
+}
+
+// certProblem says what is wrong with this cluster's certificate at a peer, or the peer's here.
+func (v *peerView) certProblem(record peering.Peer, p *api.Peer) string {
+	cert, err := pki.ParseCert([]byte(record.Cert))
+	if err != nil {
+		return "the certificate for its store cannot be read: " + err.Error()
+	}
+	p.CertExpires = cert.NotAfter
+	now := v.now()
+	if problem := expired(cert, now); problem != "" {
+		return fmt.Sprintf("certificate: this cluster's for cluster %s %s; join again with a token of it", record.Name(), problem)
+	}
+	if !record.UserExpires.IsZero() && now.After(record.UserExpires) {
+		return fmt.Sprintf("certificate: cluster %s's for this cluster expired %s ago, and it has not asked for another one; join again with a token", record.Name(), now.Sub(record.UserExpires).Round(time.Second))
+	}
+	return ""
+}
+
+// expired says in words that a certificate is not valid now; empty if it is.
+func expired(cert *x509.Certificate, now time.Time) string {
+	switch {
+	case now.After(cert.NotAfter):
+		return fmt.Sprintf("expired %s ago", now.Sub(cert.NotAfter).Round(time.Second))
+	case now.Before(cert.NotBefore):
+		return fmt.Sprintf("is not valid before %s; by this node's clock it is %s", cert.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// storeProblem says what is wrong with reading a peer's store.
+func (v *peerView) storeProblem(c *channel) string {
+	_, problems := c.state(v.refusals, c.peer().Since)
+	return strings.Join(problems, "; ")
+}
+
+// gossipPlane says how gossip with a peer is. A node that is no speaker knows it from those of its cluster.
+func (v *peerView) gossipPlane(cluster string, o gossip.Overview) api.Plane {
+	speakers := o.Speakers[cluster]
+	var members, blocked []string
+	var rtt time.Duration
+	speaker := false
+	for _, pool := range o.Pools {
+		for _, m := range pool.Members {
+			if pool.Name == "mesh" && m.Node.Cluster == cluster {
+				members = append(members, m.Node.Node)
+				if m.UDPBlocked {
+					blocked = append(blocked, m.Node.Node)
+				} else if m.RTT > 0 && (rtt == 0 || m.RTT < rtt) {
+					rtt = m.RTT
+				}
+			}
+		}
+		speaker = speaker || pool.Name == "mesh"
+	}
+	var reach identity.Reach
+	for _, r := range o.Clusters {
+		if r.Cluster == cluster {
+			reach = r
+		}
+	}
+	switch {
+	case reach.State == identity.Unreachable || reach.State == identity.ReachControlPlaneDown:
+		return api.Plane{Detail: fmt.Sprintf("gossip: %s is %s: %s", cluster, reach.State, cmp.Or(reach.Reason, "nothing of it answers"))}
+	case speaker && len(members) == 0:
+		return api.Plane{Detail: fmt.Sprintf("gossip: no node of %s is in the mesh's pool; is port %d open between the clusters, UDP and TCP?", cluster, v.mesh)}
+	case len(members) > 0 && len(blocked) == len(members):
+		return api.Plane{Detail: fmt.Sprintf("gossip: the nodes of %s answer over TCP alone; UDP port %d is blocked between the clusters", cluster, v.mesh)}
+	case speaker:
+		return api.Plane{OK: true, Detail: fmt.Sprintf("%d speakers, round trip %s", len(members), rtt.Round(10*time.Microsecond))}
+	case reach.State == identity.Reachable:
+		return api.Plane{OK: true, Detail: fmt.Sprintf("%d speakers, as this cluster's say", len(speakers))}
+	}
+	return api.Plane{OK: true, Detail: "not looked at yet"}
+}
+
+// out says how the data path to a peer is.
+func (v *peerView) out(c *channel, gossips bool) api.Path {
+	s, now := c.link.snapshot(), time.Now()
+	path := api.Path{Known: !s.tried.IsZero(), Last: -1, RTT: milliseconds(s.rtt), Loss: s.loss(), MTU: s.mtu, From: v.life.self.String()}
+	if !s.last.IsZero() {
+		path.Last = max(0, now.Sub(s.last).Milliseconds())
+	}
+	switch {
+	case s.tried.IsZero() && s.silent(now):
+		path.Problem = "data path: no node of the peer is known that could be asked"
+	case s.silent(now):
+		path.Problem = fmt.Sprintf("data path: no packet comes back through the tunnel from %s (%s); UDP port %d must be open between the nodes of both clusters, in both directions",
+			s.node, sinceText(s.last, now), v.vxlan)
+		if gossips {
+			path.Problem += ", and something drops it: other packets get through"
+		}
+	case s.narrow() && s.mtu > 0 && s.mtu < c.link.links.mtu:
+		path.Problem = fmt.Sprintf("path MTU: packets of up to %d bytes get through to %s, and of this cluster's pods up to %d are sent (%d and %d on the underlay); raise the MTU of the way between the clusters, or lower it on this cluster's nodes",
+			s.mtu, s.node, c.link.links.mtu, s.mtu+tunnel.OverheadIPv4, c.link.links.mtu+tunnel.OverheadIPv4)
+	case s.narrow():
+		path.Problem = fmt.Sprintf("path MTU: packets of %d bytes (%d on the underlay) do not get through to %s, small ones do", c.link.links.mtu, c.link.links.mtu+tunnel.OverheadIPv4, s.node)
+	default:
+		path.OK = path.Known
+	}
+	return path
+}
+
+func sinceText(t, now time.Time) string {
+	if t.IsZero() {
+		return "none ever did"
+	}
+	return "the last one " + now.Sub(t).Round(100*time.Millisecond).String() + " ago"
+}
+
+// in says how the data path from a peer is, as that has said.
+func (v *peerView) in(c *channel, last report) api.Path {
+	path := api.Path{Last: -1}
+	switch {
+	case last.heard.IsZero() && last.err == nil:
+		return path
+	case time.Since(last.heard) > reportStale && errors.Is(last.err, peering.ErrLeft):
+		path.Problem = fmt.Sprintf("peer left: cluster %s has disconnected this one", c.cluster)
+		return path
+	case time.Since(last.heard) > reportStale:
+		path.Problem = fmt.Sprintf("control plane: no agent of %s answers on its peering API (%v), so how it sees the link is not known", c.cluster, last.err)
+		return path
+	}
+	w := last.word
+	path.Known, path.RTT, path.Loss, path.MTU, path.From = true, milliseconds(w.RTT), w.Loss, w.MTU, w.Node.String()
+	if w.Last >= 0 {
+		path.Last = (w.Last + time.Since(last.heard)).Milliseconds()
+	}
+	path.OK = len(w.Problems) == 0
+	if !path.OK {
+		path.Problem = fmt.Sprintf("as %s says: %s", w.Node, w.Problems[0])
+	}
+	return path
+}
+
+func overviewNodes(o gossip.Overview, cluster string) (nodes []string) {
+	for _, n := range o.Nodes {
+		if n.Cluster == cluster {
+			nodes = append(nodes, n.Node)
+		}
+	}
+	return nodes
+}
