@@ -181,6 +181,14 @@ func lag(ms int64) string {
 	if ms < 0 {
 		return "nothing yet"
 	}
+	return short(ms)
+}
+
+// short is a time in milliseconds, which counts below a second.
+func short(ms int64) string {
+	if ms < 1000 {
+		return fmt.Sprintf("%dms", ms)
+	}
 	return duration(time.Duration(ms) * time.Millisecond)
 }
 
@@ -243,7 +251,7 @@ func pathText(p *printer, path api.Path) string {
 		if path.RTT > 0 {
 			parts = append(parts, fmt.Sprintf("RTT %.2f ms", path.RTT))
 		}
-		parts = append(parts, fmt.Sprintf("%.3g%% lost", path.Loss), "last round trip "+duration(time.Duration(path.Last)*time.Millisecond)+" ago")
+		parts = append(parts, fmt.Sprintf("%.3g%% lost", path.Loss), "last round trip "+short(path.Last)+" ago")
 	}
 	if path.Known && path.Last < 0 {
 		parts = append(parts, "no round trip yet")
@@ -273,7 +281,7 @@ func withDetail(p *printer, word, detail string) string {
 
 // skew says how a peer's clock goes compared to this node's.
 func skew(ms int64) string {
-	d := duration(time.Duration(max(ms, -ms)) * time.Millisecond)
+	d := short(max(ms, -ms))
 	switch {
 	case ms > 0:
 		return d + " ahead"

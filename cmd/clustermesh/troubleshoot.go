@@ -58,7 +58,7 @@ func (e *env) troubleshoot(ctx context.Context, c *api.Client, peer string, f fo
 		return &exitError{exitInterrupted, errors.New("interrupted")}
 	case err != nil:
 		return err
-	case len(v.verdicts) == 0 && f == formatTable:
+	case len(v.verdicts)+len(v.open) == 0 && f == formatTable:
 		v.p.printf("no peers: nothing to look at\n")
 	}
 	return v.result()
