@@ -34,11 +34,25 @@ type faultIpAddr struct {
 	Bytes [16]uint8
 }
 
+type faultPath struct {
+	_    structs.HostLayout
+	Mtu  uint32
+	Pad  [4]uint8
+	Lost uint64
+}
+
+type faultPathKey struct {
+	_    structs.HostLayout
+	From faultIpAddr
+	To   faultIpAddr
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	faultMapFaults = "faults"
+	faultMapPaths  = "paths"
 	faultProgLose  = "lose"
 )
 
@@ -92,6 +106,7 @@ type faultProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type faultMapSpecs struct {
 	Faults *ebpf.MapSpec `ebpf:"faults"`
+	Paths  *ebpf.MapSpec `ebpf:"paths"`
 }
 
 // faultVariableSpecs contains global variables before they are loaded into the kernel.
@@ -121,11 +136,13 @@ func (o *faultObjects) Close() error {
 // It can be passed to loadFaultObjects or ebpf.CollectionSpec.LoadAndAssign.
 type faultMaps struct {
 	Faults *ebpf.Map `ebpf:"faults"`
+	Paths  *ebpf.Map `ebpf:"paths"`
 }
 
 func (m *faultMaps) Close() error {
 	return _FaultClose(
 		m.Faults,
+		m.Paths,
 	)
 }
 

@@ -20,6 +20,7 @@ import (
 type Faults struct {
 	objects  faultObjects
 	faults   table[faultFaultKey, faultFault]
+	paths    table[faultPathKey, faultPath]
 	attacher attacher
 }
 
@@ -53,6 +54,22 @@ type Fault struct {
 	Lost uint64 `json:"lost"`
 }
 
+// What an MTU may be, in bytes: every IPv4 link carries the smallest one (RFC 791), and no IPv4 packet exceeds the largest.
+const (
+	MinMTU = 68
+	MaxMTU = math.MaxUint16
+)
+
+// PathMTU is the way from one address of the underlay to another, which loses packets that are too large.
+type PathMTU struct {
+	From netip.Addr `json:"from"`
+	To   netip.Addr `json:"to"`
+	// MTU is the largest IP packet that is carried, in bytes.
+	MTU int `json:"mtu"`
+	// Lost counts the larger packets so far.
+	Lost uint64 `json:"lost"`
+}
+
 // OpenFaults opens the faults pinned in pinDir, or starts without any. Several processes may have
 // them open.
 func OpenFaults(pinDir string) (*Faults, error) {
@@ -67,7 +84,7 @@ func OpenFaults(pinDir string) (*Faults, error) {
 	if err := spec.LoadAndAssign(&f.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pinDir}}); err != nil {
 		return nil, fmt.Errorf("loading the fault program with the maps in %s: %w", pinDir, err)
 	}
-	f.faults.m = f.objects.Faults
+	f.faults.m, f.paths.m = f.objects.Faults, f.objects.Paths
 	return f, nil
 }
 
@@ -93,6 +110,23 @@ func (f *Faults) SetLoss(flow Flow, percent float64) error {
 		return f.faults.del(key)
 	}
 	return f.faults.put(key, faultFault{Loss: uint32(percent / 100 * math.MaxUint32)})
+}
+
+// SetMTU makes the packets from one address of the underlay to another get lost that are larger than so many bytes, the IP header
+// included; 0 ends it. Nobody is told, as on the Internet where ICMP is filtered. Packets that are still to be cut into segments
+// count by the size of these.
+func (f *Faults) SetMTU(from, to netip.Addr, mtu int) error {
+	if !from.Unmap().Is4() || !to.Unmap().Is4() {
+		return fmt.Errorf("an MTU is between IPv4 addresses, not %q and %q", from, to)
+	}
+	key := faultPathKey{From: faultIpAddr(toIP(from)), To: faultIpAddr(toIP(to))}
+	if mtu == 0 {
+		return f.paths.del(key)
+	}
+	if mtu < MinMTU || mtu > MaxMTU {
+		return fmt.Errorf("an MTU of %d bytes is not between %d and %d", mtu, MinMTU, MaxMTU)
+	}
+	return f.paths.put(key, faultPath{Mtu: uint32(mtu)})
 }
 
 func (f Flow) key() (key faultFaultKey, err error) {
@@ -125,7 +159,7 @@ func (k faultFaultKey) flow() Flow {
 	return f
 }
 
-// Clear ends all faults.
+// Clear ends all faults, MTUs included.
 func (f *Faults) Clear() error {
 	var err error
 	var keys []faultFaultKey
@@ -136,7 +170,21 @@ func (f *Faults) Clear() error {
 	for _, key := range keys {
 		errs = append(errs, f.faults.del(key))
 	}
+	paths, err := f.ListMTUs()
+	errs = append(errs, err)
+	for _, p := range paths {
+		errs = append(errs, f.SetMTU(p.From, p.To, 0))
+	}
 	return errors.Join(errs...)
+}
+
+// ListMTUs returns the paths that have an MTU, ordered by address.
+func (f *Faults) ListMTUs() (list []PathMTU, err error) {
+	for key, value := range f.paths.all(&err) {
+		list = append(list, PathMTU{From: bpfIpAddr(key.From).addr(), To: bpfIpAddr(key.To).addr(), MTU: int(value.Mtu), Lost: value.Lost})
+	}
+	slices.SortFunc(list, func(a, b PathMTU) int { return cmp.Or(a.From.Compare(b.From), a.To.Compare(b.To)) })
+	return list, err
 }
 
 // List returns the faults, ordered by address, protocol and port.

@@ -1,4 +1,7 @@
 /* Lost packets for the test-bed: tc ingress on the ports of its underlay's bridge. No part of a node. */
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
 #include "lib/net.h"
 
 #define FAULTS_MAX (64 * 1024)
@@ -27,6 +30,27 @@ struct {
 	__type(value, struct fault);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } faults SEC(".maps");
+
+/* The way from one address to another. */
+struct path_key {
+	struct ip_addr from;
+	struct ip_addr to;
+};
+
+struct path {
+	__u32 mtu; /* the largest IP packet that it carries, in bytes */
+	__u8 pad[4];
+	__u64 lost; /* packets that were larger */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FAULTS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct path_key);
+	__type(value, struct path);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} paths SEC(".maps");
 
 /* Sender's and target's IPv4 address in an ARP packet. */
 #define ARP_HLEN 8
@@ -69,6 +93,60 @@ static __always_inline bool read_ports(struct __sk_buff *skb, __u8 *protocol, st
 	return !bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, ports, sizeof(*ports));
 }
 
+#define VXLAN_PORT 4789 /* RFC 7348 */
+#define VXLAN_HLEN 8
+
+/* Returns how long the IPv4 header at an offset and TCP's or UDP's behind it are together, and sets within to the offset of the
+ * IPv4 header in the VXLAN packet that it is, or to 0. */
+static __always_inline __u32 header_len(struct __sk_buff *skb, __u32 offset, __u32 *within)
+{
+	struct tcphdr tcp;
+	struct udphdr udp;
+	struct iphdr ip;
+	__u32 len;
+
+	*within = 0;
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return 0;
+	len = ip.ihl * 4;
+	if (ip.protocol == IPPROTO_TCP)
+		return bpf_skb_load_bytes(skb, offset + len, &tcp, sizeof(tcp)) ? len : len + tcp.doff * 4;
+	if (ip.protocol != IPPROTO_UDP || bpf_skb_load_bytes(skb, offset + len, &udp, sizeof(udp)))
+		return len;
+	len += sizeof(udp);
+	if (udp.dest == bpf_htons(VXLAN_PORT))
+		*within = offset + len + VXLAN_HLEN + ETH_HLEN;
+	return len;
+}
+
+/* Returns how long an IP packet is, or, if it is still to be cut into segments, the largest of them: the kernel hands it
+ * from device to device whole. */
+static __always_inline __u32 packet_len(struct __sk_buff *skb)
+{
+	const __u32 segment = skb->gso_size;
+	__u32 len, within;
+
+	if (!segment)
+		return skb->len - ETH_HLEN;
+	len = header_len(skb, ETH_HLEN, &within);
+	if (within) {
+		len = within - ETH_HLEN;
+		len += header_len(skb, within, &within);
+	}
+	return len + segment;
+}
+
+/* Tells whether the packet is larger than the path carries, and counts it. */
+static __always_inline bool exceeds_path(struct __sk_buff *skb, const struct path_key *key)
+{
+	struct path *path = bpf_map_lookup_elem(&paths, key);
+
+	if (!path || skb->protocol != bpf_htons(ETH_P_IP) || packet_len(skb) <= path->mtu)
+		return false;
+	__sync_fetch_and_add(&path->lost, 1);
+	return true;
+}
+
 /* Returns the worse of a fault found so far and the one of a key. */
 static __always_inline struct fault *worse(struct fault *fault, const struct fault_key *key)
 {
@@ -81,15 +159,20 @@ SEC("tc")
 int lose(struct __sk_buff *skb)
 {
 	struct fault_key key = {};
+	struct path_key path;
 	struct fault *fault;
 	struct ports ports;
 	__be32 from, to;
 
 	if (!read_addresses(skb, &from, &to))
 		return PASS;
+	path.from = ip_addr_v4(from);
+	path.to = ip_addr_v4(to);
+	if (exceeds_path(skb, &path))
+		return TC_ACT_SHOT;
 	fault = worse(NULL, &key);
-	key.from = ip_addr_v4(from);
-	key.to = ip_addr_v4(to);
+	key.from = path.from;
+	key.to = path.to;
 	fault = worse(fault, &key);
 	if (read_ports(skb, &key.protocol, &ports)) {
 		key.port = ports.dest;
