@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestCompletionScripts(t *testing.T) {
@@ -51,7 +54,11 @@ func TestCompletion(t *testing.T) {
 // An agent that does not answer must not hold up the shell.
 func TestCompletionDoesNotWaitForLong(t *testing.T) {
 	socket := serveAgent(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-	if got := cli(t, nil, "__complete", "peers", "--socket", socket, ""); got.code != exitOK || got.out != ":4\n" {
-		t.Errorf("got %+v", got)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // much more than it may take
+	defer cancel()
+	var out, errs bytes.Buffer
+	code := run(ctx, testEnv(&out, &errs, nil), []string{"__complete", "peers", "--socket", socket, ""})
+	if code != exitOK || out.String() != ":4\n" || ctx.Err() != nil {
+		t.Errorf("got code %d, %q, %v", code, out.String(), ctx.Err())
 	}
 }

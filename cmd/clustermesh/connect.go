@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,11 +156,12 @@ func (v *connectView) event(e api.ConnectEvent) error {
 			v.p.printf("%s likely cause: %s\n", pad("", 2+6+2+checkWidth), v.text(e.Check.Cause))
 		}
 	}
-	if e.Text != "" {
+	switch {
+	case e.Stage == api.StageDone && e.Error == "":
+		text := cmp.Or(e.Text, fmt.Sprintf("connected with %s in %.1fs", e.Peer, e.At/1000))
+		v.p.printf("%s\n", v.p.paint(green, v.text(text)))
+	case e.Text != "":
 		v.p.printf("%s  %s  %s\n", v.at(e.At), pad(e.Stage, checkWidth), v.text(e.Text))
-	}
-	if e.Stage == api.StageDone && e.Error == "" {
-		v.p.printf("%s\n", v.p.paint(green, fmt.Sprintf("connected with %s in %.1fs", printable(e.Peer), e.At/1000)))
 	}
 	return nil
 }

@@ -36,6 +36,13 @@ connected with west in 2.1s
 	}
 }
 
+func TestConnectEndsWithWhatTheAgentSaysOfIt(t *testing.T) {
+	a := newFakeAgent(t, map[string]string{"POST /v1/connect": `{"stage":"done","peer":"west","text":"connected with west (ID 2) in 2.1s","atMs":2090}`})
+	if got := cli(t, nil, "connect", tokenSecret, "--socket", a.socket); got != (result{exitOK, "connected with west (ID 2) in 2.1s\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestConnectThatFailsNamesTheCause(t *testing.T) {
 	a := newFakeAgent(t, map[string]string{"POST /v1/connect": `{"stage":"verify","peer":"west","atMs":3010,"check":{"name":"tunnel UDP","from":"west","to":"east","target":"172.29.1.11:4789/udp",` +
 		`"outcome":"failed","detail":"no echo came back","cause":"UDP 4789 is dropped: open it","tookMs":3000}}

@@ -139,3 +139,14 @@ func TestScenarioEventsAsLines(t *testing.T) {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
 }
+
+func TestUnconnectedTestbedTellsHowToJoinItsClusters(t *testing.T) {
+	const join = "clustermesh token create --dir --node east/node1 | clustermesh connect --dir --node west/node1\n"
+	for _, unconnected := range []bool{true, false} {
+		var out strings.Builder
+		printUp(&printer{w: &out}, &testbed.Bed{}, testbed.Options{Clusters: []string{"east", "west"}, Unconnected: unconnected})
+		if strings.Contains(fields(out.String()), join) != unconnected {
+			t.Errorf("unconnected %v: got\n%s", unconnected, out.String())
+		}
+	}
+}
