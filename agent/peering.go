@@ -68,15 +68,8 @@ func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
 func (a *agent) newPeerView(ctx context.Context) *peerView {
 	return &peerView{
 		channels: a.channels, life: a.life, refusals: a.refusals, now: a.clock.Now, quota: a.cfg.Peering.Quota,
-		vxlan: a.cfg.Node.VXLANPort, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask, left: func(p peering.Peer) { a.noteLeft(ctx, p) },
+		vxlan: a.cfg.Node.VXLANPort, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask,
 		ctx: ctx, reports: map[string]*report{},
-	}
-}
-
-// noteLeft notes in the records that a peer has said that it has left, as if it had told so itself.
-func (a *agent) noteLeft(ctx context.Context, p peering.Peer) {
-	if err := a.peering.MarkLeft(ctx, p.Name(), p.User); err != nil && ctx.Err() == nil {
-		a.log.Warn("a peer has left, and the records do not say so yet", "peer", p.Name(), "error", err)
 	}
 }
 

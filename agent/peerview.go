@@ -43,8 +43,6 @@ type peerView struct {
 	vxlan    uint16
 	mesh     uint16 // gossip's port
 	ask      func(ctx context.Context, peer peering.Peer) (peering.Report, error)
-	// left is told that a peer has said that it has left.
-	left func(peer peering.Peer)
 
 	// ctx ends with the agent, and asking is what goes on in the background then.
 	ctx    context.Context
@@ -143,16 +141,13 @@ func (v *peerView) fetch(p peering.Peer, r *report) {
 	word, err := v.ask(ctx, p)
 	took := v.now().Sub(begun)
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	r.asked, r.err = time.Now(), err
 	if err == nil {
 		r.word, r.heard, r.ahead = word, r.asked, word.At.Sub(begun.Add(took/2))
 	}
 	close(r.running)
 	r.running = nil
-	v.mu.Unlock()
-	if errors.Is(err, peering.ErrLeft) {
-		v.left(p)
-	}
 }
 
 // lastReport returns what a peer has said last.

@@ -87,13 +87,13 @@ func (l layout) isDefault() bool { return l.id == "cw" || l.id == "cwdemo" }
 func (l layout) path(parts ...string) string {
 	return filepath.Join(append([]string{l.dir}, parts...)...)
 }
-func (l layout) marker() string                  { return l.path(".causeway-testbed") }
-func (l layout) stateFile() string               { return l.path("state.json") }
-func (l layout) binDir() string                  { return l.path("bin") }
-func (l layout) binary() string                  { return l.path("bin", "clustermesh") }
-func (l layout) ownCgroupMount() string          { return l.path("cgroup") }
-func (l layout) faultsDir() string               { return l.path(underlayName, "bpf") }
-func (l layout) pki(cluster string) string       { return l.path(cluster, "pki") }
+func (l layout) marker() string            { return l.path(".causeway-testbed") }
+func (l layout) stateFile() string         { return l.path("state.json") }
+func (l layout) binDir() string            { return l.path("bin") }
+func (l layout) binary() string            { return l.path("bin", "clustermesh") }
+func (l layout) ownCgroupMount() string    { return l.path("cgroup") }
+func (l layout) faultsDir() string         { return l.path(underlayName, "bpf") }
+func (l layout) pki(cluster string) string { return l.path(cluster, "pki") }
 func (l layout) nodePKI(cluster, n string) string {
 	return l.path(cluster, n, "pki")
 }

@@ -1,0 +1,458 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"causeway/agent/api"
+	"causeway/kvstore"
+)
+
+// newUnconnected brings up clusters that are not joined, with a server, a client and the service shop in each.
+func newUnconnected(t *testing.T, nodes int, clusters ...string) *mesh {
+	t.Helper()
+	needRoot(t)
+	program, err := realBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mesh{T: t, bed: mustUp(t, Options{Binary: program, Clusters: clusters, Nodes: nodes, Unconnected: true})}
+	for _, c := range clusters {
+		m.server(c, "node1", "shop-1")
+		m.pod(PodSpec{Cluster: c, Node: "node1", Name: "client", Labels: map[string]string{"app": "client"}, Command: []string{"sleep", "infinity"}})
+		client := m.bed.Client(c, "node1")
+		results, err := client.ApplyServices(t.Context(), []byte(shop))
+		client.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c == clusters[0] {
+			m.shop = "http://" + results[0].ClusterIPs[0] + "/"
+		}
+	}
+	return m
+}
+
+// peerOf returns what a node says of a peer; nil if it has none of the name.
+func (m *mesh) peerOf(cluster, peer string) *api.Peer {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	peers, err := client.Peers(m.Context())
+	if err != nil {
+		m.Fatal(err)
+	}
+	for i := range peers {
+		if peers[i].Name == peer {
+			return &peers[i]
+		}
+	}
+	return nil
+}
+
+func (m *mesh) wantConnected(cluster, peer string) {
+	m.Helper()
+	m.eventually(cluster+" and "+peer, func() string {
+		p := m.peerOf(cluster, peer)
+		if p == nil || p.State != "connected" {
+			return fmt.Sprintf("%+v", p)
+		}
+		return ""
+	})
+}
+
+func (m *mesh) connect(to, cluster string) time.Duration {
+	m.Helper()
+	began := time.Now()
+	if err := m.bed.Connect(m.Context(), to, cluster); err != nil {
+		m.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+// TestJoin joins clusters by token as people do. It takes less than 5 s, traffic flows at once, and a third cluster learns of the second by the first.
+func TestJoin(t *testing.T) {
+	m := newUnconnected(t, 2, "west", "east", "north")
+	m.shop = "http://" + m.serviceIP("east") + "/"
+	if took := m.connect("west", "east"); took > 5*time.Second {
+		t.Errorf("joining took %s, want at most 5 s", took)
+	}
+	r, err := m.load(t.Context(), "east", 100, time.Second)
+	m.wantAll(r, err, "east", "west")
+	m.wantConnected("east", "west")
+	m.wantConnected("west", "east")
+
+	m.connect("west", "north")
+	for _, pair := range [][2]string{{"north", "east"}, {"north", "west"}, {"east", "north"}, {"west", "north"}} {
+		m.wantConnected(pair[0], pair[1])
+	}
+	m.shop = "http://" + m.serviceIP("north") + "/"
+	r, err = m.load(t.Context(), "north", 100, time.Second)
+	m.wantAll(r, err, "east", "west", "north")
+	m.wantReadOnly("east", "west")
+}
+
+func (m *mesh) serviceIP(cluster string) string {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	services, err := client.Services(m.Context())
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, s := range services {
+		for _, d := range s.Declared {
+			if d.Cluster == cluster {
+				return d.ClusterIPs[0].String()
+			}
+		}
+	}
+	m.Fatalf("%s has no service", cluster)
+	return ""
+}
+
+// asPeer opens a cluster's store with the certificate that a peer has there.
+func (m *mesh) asPeer(cluster, peer string) kvstore.Store {
+	m.Helper()
+	dir := filepath.Join(m.bed.path(peer, "node1", "state", "peers", cluster))
+	return m.storeWith(cluster, dir, "client.crt", "client.key", "ca.crt")
+}
+
+func (m *mesh) storeWith(cluster, dir, certFile, keyFile, caFile string) kvstore.Store {
+	m.Helper()
+	state, err := m.bed.State()
+	if err != nil {
+		m.Fatal(err)
+	}
+	c, err := state.cluster(cluster)
+	if err != nil {
+		m.Fatal(err)
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+	if err != nil {
+		m.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	ca, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil || !roots.AppendCertsFromPEM(ca) {
+		m.Fatal("no CA certificate", err)
+	}
+	store, err := kvstore.Dial(context.Background(), kvstore.Config{
+		Endpoints: []string{m.forward(m.bed.kvstoreNS(cluster), kvstoreEndpoint(c.KVStore.Address))},
+		TLS:       &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: c.KVStore.Address.String()},
+	})
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { store.Close() })
+	return store
+}
+
+// wantReadOnly checks that a peer's certificate reads what its cluster may read of another, and nothing else.
+func (m *mesh) wantReadOnly(cluster, peer string) {
+	m.Helper()
+	store, ctx := m.asPeer(cluster, peer), m.Context()
+	entries, err := store.List(ctx, kvstore.Prefix)
+	if err != nil || len(entries) == 0 {
+		m.Errorf("as %s in %s: %d entries, %v", peer, cluster, len(entries), err)
+	}
+	_, err1 := store.List(ctx, "causeway/")
+	_, err2 := store.List(ctx, kvstore.PrivatePrefix)
+	_, err3 := store.Get(ctx, "other")
+	for what, err := range map[string]error{
+		"a listing of all": err1, "of what is private": err2, "another key": err3, "a write": store.Put(ctx, kvstore.Prefix+"nodes/"+cluster+"/x", []byte("x")),
+		"a deletion": store.Delete(ctx, kvstore.Prefix+"cluster"), "a leased write": store.Put(ctx, kvstore.Prefix+"x", []byte("x"), kvstore.Leased),
+	} {
+		if !errors.Is(err, kvstore.ErrDenied) {
+			m.Errorf("as %s in %s, %s: %v, want it denied", peer, cluster, what, err)
+		}
+	}
+}
+
+// troubleshoot returns the verdict on a peer, and fails if it takes longer than 10 s.
+func (m *mesh) troubleshoot(cluster, peer string) (verdict string) {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	began := time.Now()
+	for ev, err := range client.Troubleshoot(m.Context(), api.TroubleshootRequest{Peer: peer}) {
+		if err != nil {
+			m.Fatal(err)
+		}
+		if ev.Check == nil {
+			verdict = ev.Verdict
+		}
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		m.Errorf("troubleshoot took %s", took)
+	}
+	return verdict
+}
+
+// TestStatusNeverLies breaks the connection in every way that one meets. Status says that it is not connected and why, troubleshoot names what
+// is broken, and both are well again when it is.
+func TestStatusNeverLies(t *testing.T) {
+	m := newUnconnected(t, 1, "west", "east")
+	ctx := t.Context()
+	m.connect("west", "east")
+	tunnel := Partition{A: "east", B: "west", Loss: 100}
+	if err := tunnel.Port.Set("udp/4789"); err != nil {
+		t.Fatal(err)
+	}
+	oneWay := tunnel
+	oneWay.OneWay = true
+	heal := func() error { return m.bed.HealAll(ctx) }
+	for _, fault := range []struct {
+		name            string
+		begin, end      func() error
+		status, verdict string // what both say, as parts
+	}{
+		{"tunnel's port dropped", func() error { return m.bed.Partition(ctx, tunnel) }, heal, "UDP port 4789", "tunnel UDP"},
+		{"tunnel's port dropped one way", func() error { return m.bed.Partition(ctx, oneWay) }, heal, "UDP port 4789", "tunnel UDP"},
+		{"path MTU", func() error { return m.bed.SetMTU(ctx, PathMTU{A: "east", B: "west", Bytes: 1400}) }, heal, "path MTU", "path MTU"},
+		{"stopped etcd", func() error { return m.bed.Kill(ctx, Victim{Kind: "kvstore", Cluster: "west"}) },
+			func() error { return m.bed.Start(ctx, Victim{Kind: "kvstore", Cluster: "west"}) }, "store of cluster west", "TCP from east to west (172.29.1.2:2379/tcp)"},
+		{"wrong clock", func() error { return m.bed.SetClock(ctx, "west", 5*time.Minute) }, func() error { return m.bed.SetClock(ctx, "west", 0) }, "clock", "the clocks differ by 5m0s"},
+	} {
+		t.Run(fault.name, func(t *testing.T) {
+			m := &mesh{T: t, bed: m.bed, shop: m.shop}
+			m.wantConnected("east", "west")
+			if err := fault.begin(); err != nil {
+				t.Fatal(err)
+			}
+			m.eventually("status", func() string {
+				p := m.peerOf("east", "west")
+				if p == nil || p.State != "not connected" || !strings.Contains(strings.Join(p.Why, "\n"), fault.status) {
+					return fmt.Sprintf("%+v, want %q", p, fault.status)
+				}
+				return ""
+			})
+			if got := m.troubleshoot("east", "west"); !strings.Contains(got, fault.verdict) {
+				t.Errorf("troubleshoot says %q, want %q", got, fault.verdict)
+			}
+			if err := fault.end(); err != nil {
+				t.Fatal(err)
+			}
+			m.wantConnected("east", "west")
+			if got := m.troubleshoot("east", "west"); got != "" {
+				t.Errorf("all is well again, and troubleshoot says %q", got)
+			}
+		})
+	}
+	t.Run("expired certificate", func(t *testing.T) {
+		m := &mesh{T: t, bed: m.bed, shop: m.shop}
+		if err := m.bed.Expire(ctx, "east", "west"); err != nil {
+			t.Fatal(err)
+		}
+		m.eventually("status", func() string {
+			p := m.peerOf("east", "west")
+			if p == nil || p.State != "not connected" || !strings.Contains(strings.Join(p.Why, "\n"), "expired") {
+				return fmt.Sprintf("%+v", p)
+			}
+			return ""
+		})
+		if got := m.troubleshoot("east", "west"); !strings.Contains(got, "expired") {
+			t.Errorf("troubleshoot says %q", got)
+		}
+		// A new token mends it.
+		m.connect("west", "east")
+		m.wantConnected("east", "west")
+	})
+}
+
+// TestPeerGoneForGood disconnects a cluster that does not answer, and lets it come back: it is told, and can do nothing.
+func TestPeerGoneForGood(t *testing.T) {
+	m := newUnconnected(t, 1, "west", "east")
+	ctx := t.Context()
+	before := m.inForce("east")
+	m.connect("west", "east")
+	m.wantConnected("east", "west")
+	m.wantConnected("west", "east")
+	asWest := m.asPeer("east", "west")
+	if err := m.bed.Kill(ctx, Victim{Kind: "cluster", Cluster: "west"}); err != nil {
+		t.Fatal(err)
+	}
+	m.disconnect("east", "west")
+	if m.peerOf("east", "west") != nil {
+		t.Error("the peer is still shown")
+	}
+	if after := m.inForce("east"); !slices.Equal(after, before) {
+		t.Errorf("in force were\n%s\nbefore the cluster was joined, and are after it was disconnected\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
+	if files, _ := os.ReadDir(m.bed.path("east", "node1", "state", "peers")); len(files) > 0 {
+		t.Errorf("files are left: %v", files)
+	}
+	if _, err := asWest.List(ctx, kvstore.Prefix); !errors.Is(err, kvstore.ErrDenied) {
+		t.Errorf("its certificate still reads: %v", err)
+	}
+	m.disconnect("east", "west") // again: nothing to do
+
+	if err := m.bed.Start(ctx, Victim{Kind: "cluster", Cluster: "west"}); err != nil {
+		t.Fatal(err)
+	}
+	m.eventually("the peer is told", func() string {
+		p := m.peerOf("west", "east")
+		if p == nil || p.State != "left" || !strings.Contains(strings.Join(p.Why, " "), "peer left") {
+			return fmt.Sprintf("%+v", p)
+		}
+		return ""
+	})
+	if after := m.inForce("east"); !slices.Equal(after, before) {
+		t.Errorf("the peer came back, and in force are\n%s\ninstead of\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+}
+
+func (m *mesh) disconnect(cluster, peer string) {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	began := time.Now()
+	if _, err := client.Disconnect(m.Context(), peer, false); err != nil {
+		m.Fatal(err)
+	}
+	if took := time.Since(began); took > time.Second {
+		m.Errorf("disconnecting took %s, want at most 1 s", took)
+	}
+}
+
+// inForce lists what a node has in its kernel and tables: addresses, backends, nodes, and routes and links in its namespace.
+func (m *mesh) inForce(cluster string) (all []string) {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	addresses, err1 := client.BPFAddresses(m.Context())
+	frontends, err2 := client.BPFLB(m.Context())
+	nodes, err3 := client.Nodes(m.Context())
+	if err := errors.Join(err1, err2, err3); err != nil {
+		m.Fatal(err)
+	}
+	for _, a := range addresses {
+		all = append(all, fmt.Sprintf("address %s %s %s", a.Prefix, a.Tunnel, a.Cluster))
+	}
+	for _, f := range frontends {
+		for _, b := range append(f.Backends, f.Quarantined...) {
+			all = append(all, fmt.Sprintf("backend %s:%d %s:%d", f.Address, f.Port, b.Address, b.Port))
+		}
+	}
+	for _, n := range nodes {
+		all = append(all, "node "+n.Cluster+"/"+n.Name)
+	}
+	for _, argv := range [][]string{{"ip", "-o", "route", "show", "table", "all"}, {"ip", "-o", "link"}} {
+		var out bytes.Buffer
+		if _, err := m.bed.Exec(m.Context(), Target{Cluster: cluster, Node: "node1"}, argv, Stdio{Out: &out}); err != nil {
+			m.Fatal(err)
+		}
+		for line := range strings.Lines(out.String()) {
+			all = append(all, strings.TrimSpace(line))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// TestJoinAndLeaveAgainAndAgain joins and leaves under traffic inside of each cluster, which is not disturbed; nothing grows.
+func TestJoinAndLeaveAgainAndAgain(t *testing.T) {
+	rounds := 3
+	if soaking {
+		rounds = 50
+	}
+	m := newUnconnected(t, 1, "west", "east")
+	round := func() {
+		m.connect("west", "east")
+		m.disconnect("east", "west")
+		m.eventually("the peer knows", func() string {
+			if p := m.peerOf("west", "east"); p != nil && p.State != "left" {
+				return fmt.Sprintf("%+v", p)
+			}
+			return ""
+		})
+		m.disconnect("west", "east")
+	}
+	round() // what is made once is made
+	before := m.sizes("east")
+	inForce := m.inForce("east")
+	east, west := m.local("east"), m.local("west")
+	r := east.during("east", 50, func() {
+		r := west.during("west", 50, func() {
+			for range rounds {
+				round()
+			}
+		})
+		m.wantAll(r, nil, "west")
+	})
+	m.wantAll(r, nil, "east")
+	if after := m.inForce("east"); !slices.Equal(after, inForce) {
+		t.Errorf("in force were\n%s\nand are after %d rounds\n%s", strings.Join(inForce, "\n"), rounds, strings.Join(after, "\n"))
+	}
+	m.eventually("nothing has grown", func() string {
+		after := m.sizes("east")
+		switch {
+		case after.goroutines > before.goroutines+5:
+			return fmt.Sprintf("%d goroutines, before %d", after.goroutines, before.goroutines)
+		case after.heap > before.heap+16<<20:
+			return fmt.Sprintf("%d bytes of heap, before %d", after.heap, before.heap)
+		}
+		return ""
+	})
+	if after := m.sizes("east"); after.keys > before.keys+rounds { // a used token is remembered for an hour
+		t.Errorf("%d keys in the store, before %d", after.keys, before.keys)
+	}
+	t.Logf("%d rounds; before %+v, after %+v", rounds, before, m.sizes("east"))
+}
+
+// local is the mesh with the service as a cluster's own address, where its own backends alone are while it is not joined... and both
+// while it is.
+func (m *mesh) local(cluster string) *mesh {
+	m.Helper()
+	var pod string
+	state, err := m.bed.State()
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, p := range state.Pods {
+		if p.Cluster == cluster && p.Name == "shop-1" {
+			pod = p.Address.String()
+		}
+	}
+	return &mesh{T: m.T, bed: m.bed, shop: "http://" + pod + ":8080/"}
+}
+
+// sizes are what may not grow.
+type sizes struct {
+	goroutines int
+	heap       uint64
+	keys       int
+}
+
+func (m *mesh) sizes(cluster string) (s sizes) {
+	m.Helper()
+	client := m.bed.Client(cluster, "node1")
+	defer client.Close()
+	var metrics struct {
+		Goroutines     int
+		HeapAllocBytes uint64
+	}
+	var bundle bytes.Buffer
+	if err := client.Bundle(m.Context(), &bundle); err != nil {
+		m.Fatal(err)
+	}
+	if err := json.Unmarshal(untar(m.T, &bundle)["metrics.json"], &metrics); err != nil {
+		m.Fatal(err)
+	}
+	entries, err := m.store(cluster).List(m.Context(), "causeway/")
+	if err != nil {
+		m.Fatal(err)
+	}
+	return sizes{metrics.Goroutines, metrics.HeapAllocBytes, len(entries)}
+}
