@@ -45,8 +45,6 @@ type Config struct {
 	// Known tells whether an entry is in the tables already or has been, by whichever way; gone: it was withdrawn since.
 	// Of this node's own entries it says what the node has.
 	Known func(Entry) (known, gone bool)
-	// RingChanged is told of a ring.
-	RingChanged func(Ring)
 	// Changed gets all rows when one has changed, one call at a time.
 	Changed func([]identity.Liveness, []identity.Reach)
 	// Refused is told what was refused of a cluster's messages, and why.
