@@ -90,6 +90,13 @@ func (g *Gossip) forget(cluster string, now time.Time) {
 	delete(g.own.RTTs, cluster)
 	delete(g.own.Silent, cluster)
 	g.own.Blocked = slices.DeleteFunc(slices.Clone(g.own.Blocked), func(c string) bool { return c == cluster })
+	for name, f := range g.facts { // what the own speakers said of it; they say nothing of it any more
+		if name.Cluster == g.Self.Cluster {
+			delete(f.Votes, cluster)
+			delete(f.RTTs, cluster)
+			delete(f.Silent, cluster)
+		}
+	}
 	g.ledger.forget(cluster)
 	g.detector.forget(cluster, now)
 	if p := g.pools[meshPool]; p != nil {

@@ -295,8 +295,8 @@ func (m *mesh) sizes() string {
 		for _, t := range n.detector.targets {
 			askers, others = askers+len(t.askers), others+len(t.others)
 		}
-		out += fmt.Sprintf("; %s: %d pools, %d closing, ledger %d %d, targets %d (%d, %d), clusters %d, book %d, facts %d, verdicts %d %d, early %d, rows %d %d, history %v, complete %d, own %d %d",
-			name, len(n.pools), len(n.closing), len(n.ledger.entries), len(n.ledger.count), len(n.detector.targets), askers, others, len(n.detector.clusters), len(n.book), len(n.facts),
+		out += fmt.Sprintf("; %s: %d pools, %d closing, ledger %d %d, targets bounded %v (%d, %d), clusters %d, book %d, facts %d, verdicts %d %d, early %d, rows %d %d, history %v, complete %d, own %d %d",
+			name, len(n.pools), len(n.closing), len(n.ledger.entries), len(n.ledger.count), len(n.detector.targets) <= len(m.nodes), askers, others, len(n.detector.clusters), len(n.book), len(n.facts),
 			len(n.verdicts), len(n.private), len(n.early), len(n.rows), len(n.reaches), len(n.history) <= maxTransitions, len(n.complete), len(n.own.Votes), len(n.own.Silent))
 		n.Gossip.mu.Unlock()
 	}

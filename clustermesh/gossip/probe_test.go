@@ -81,6 +81,12 @@ func TestProbe(t *testing.T) {
 	closed := netip.AddrPortFrom(answers.Address, freePort(t, answers.Address))
 	answers.Gossip.transport = nil
 	answers.run()
+	m.eventually("the port is open", func() string {
+		if len(answers.Overview().Pools) == 0 {
+			return "no pool"
+		}
+		return ""
+	})
 	open := netip.AddrPortFrom(answers.Address, answers.Port)
 
 	silent, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
