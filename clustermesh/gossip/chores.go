@@ -78,19 +78,31 @@ func (g *Gossip) joinMissing() {
 			continue
 		}
 		candidates := g.absent(p, func(n identity.NodeName) bool { return n.Cluster == cluster })
-		slices.SortStableFunc(candidates, func(a, b identity.NodeName) int {
-			return cmp.Compare(boolToInt(g.facts[b].Speaker), boolToInt(g.facts[a].Speaker))
-		})
-		g.meet(p, g.MeshPort, candidates, 3)
+		g.meet(p, g.MeshPort, g.speakersFirst(cluster, candidates), 3)
 	}
 	g.meet(p, g.MeshPort, g.absent(p, func(n identity.NodeName) bool { return n.Cluster == g.Self.Cluster && g.facts[n].Speaker }), 2)
 }
 
-func boolToInt(b bool) int {
-	if b {
-		return 1
+// speakersFirst puts the nodes of a cluster first that say that they are speakers, and then those that are if all of its nodes are alive.
+func (g *Gossip) speakersFirst(cluster string, names []identity.NodeName) []identity.NodeName {
+	var all []identity.NodeName
+	for name := range g.book {
+		if name.Cluster == cluster {
+			all = append(all, name)
+		}
 	}
-	return 0
+	chosen := speakersOf(all)
+	rank := func(name identity.NodeName) int {
+		switch {
+		case g.facts[name].Speaker:
+			return 0
+		case slices.Contains(chosen, name):
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(names, func(a, b identity.NodeName) int { return cmp.Compare(rank(a), rank(b)) })
+	return names
 }
 
 // absent are the nodes that are no members, in random order; those that are known to be dead are rarely among them.

@@ -245,6 +245,16 @@ func (d *detector) observed(o observation, now time.Time) {
 	}
 }
 
+// forget drops all that is known of a cluster, and what its nodes have said of this one's or asked about them.
+func (d *detector) forget(cluster string, now time.Time) {
+	delete(d.clusters, cluster)
+	dropOf(d.targets, cluster)
+	for _, t := range d.targets {
+		dropOf(t.others, cluster)
+		maps.DeleteFunc(t.askers, func(_ string, until time.Time) bool { return now.After(until) })
+	}
+}
+
 // forgetAfter is how long a node of another cluster is remembered that no echo is sent to any more.
 const forgetAfter = time.Minute
 

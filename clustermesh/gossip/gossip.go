@@ -5,8 +5,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,9 +27,9 @@ type Config struct {
 	Port, MeshPort uint16
 	// Mesh labels all messages, so that two meshes never mix.
 	Mesh string
-	// Peers are the other clusters.
+	// Peers are the other clusters that are known at the start; SetPeers tells of others.
 	Peers []string
-	// KeyFile holds the mesh's gossip keys, the first encrypts.
+	// KeyFile holds the mesh's gossip keys, the first encrypts. It is made with a new one if there is none.
 	KeyFile string
 	// SigningKey is the node's own; its public half is in its entry in the store.
 	SigningKey ed25519.PrivateKey
@@ -49,7 +51,10 @@ type Config struct {
 	Changed func([]identity.Liveness, []identity.Reach)
 	// Refused is told what was refused of a cluster's messages, and why.
 	Refused func(cluster, key string, reason error)
-	Log     *slog.Logger
+	// RingChanged gets the ring when a command on this node has changed it, for the cluster's store. It is called without locks,
+	// before the command returns, and not for what others have changed. Nil discards.
+	RingChanged func(Ring)
+	Log         *slog.Logger
 	// transport is for tests; nil is the network.
 	transport func(netip.AddrPort) memberlist.Transport
 }
@@ -98,33 +103,41 @@ type Gossip struct {
 	work  chan struct{} // something was asked of the loop
 	ring  *memberlist.Keyring
 	// admitted are the nodes that pools may hold; ack what rides on answers to probes. Both are read with memberlist's locks held.
-	admitted atomic.Pointer[map[identity.NodeName]netip.Addr]
+	admitted atomic.Pointer[admission]
 	ack      atomic.Pointer[[]byte]
 	coord    *coordinate.Client
+	answers  answers
 
-	// mu is for all that follows. It is taken before any lock of memberlist's, and what memberlist calls with its own held
+	// mu is for all that follows, and Peers. It is taken before any lock of memberlist's, and what memberlist calls with its own held
 	// (admit, the members' comings and goings) does not take it. Nothing is sent while it is held: see later.
 	mu       sync.Mutex
 	pools    map[string]*pool
 	ledger   *ledger
 	detector *detector
+	// nodes are all that the stores name, and book those of them that are of the own cluster or a peer's.
+	nodes    []identity.Node
 	book     map[identity.NodeName]identity.Node
 	facts    map[identity.NodeName]factsOf
 	verdicts map[identity.NodeName]verdict
 	// private are verdicts that nobody could be asked about.
 	private map[identity.NodeName]verdict
 	// early are deltas whose signer is not in the book yet.
-	early    map[string]Delta
+	early map[string]Delta
+	// keys are the ring's, as of ringAt (see Ring). ringNews is closed, and replaced, when another node's may have changed.
 	keys     [][]byte
+	ringAt   uint64
+	ringNews chan struct{}
 	own      facts
 	sequence uint64
 	problem  map[string]string // by pool
 	started  time.Time
 	stepped  time.Time
 	chored   time.Time
+	hurried  time.Time // until then chores are done more often: there is a new peer
 	measured time.Time // when the mesh pool's timeouts were right last
 	told     time.Time // when round trips were told last
 	dirty    bool
+	forgot   bool // rows have gone that the last review had
 	rows     map[identity.NodeName]identity.Liveness
 	reaches  map[string]identity.Reach
 	history  []Transition
@@ -161,11 +174,12 @@ func New(cfg Config) (*Gossip, error) {
 	if cfg.Timing == (Timing{}) {
 		cfg.Timing = DefaultTiming()
 	}
-	keys, err := keyFile(cfg.KeyFile).read()
+	had, err := keyFile(cfg.KeyFile).readOrMake()
 	if err != nil {
 		return nil, err
 	}
-	ring, err := memberlist.NewKeyring(keys, keys[0])
+	cfg.Peers = slices.Clone(cfg.Peers)
+	ring, err := memberlist.NewKeyring(had.Keys, had.Keys[0])
 	if err != nil {
 		return nil, fmt.Errorf("gossip keys of %s: %w", cfg.KeyFile, err)
 	}
@@ -174,7 +188,7 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, err
 	}
 	g := &Gossip{
-		Config: cfg, inbox: newInbox(), work: make(chan struct{}, 1), ring: ring, coord: coord, keys: keys,
+		Config: cfg, inbox: newInbox(), work: make(chan struct{}, 1), ring: ring, coord: coord, keys: had.Keys, ringAt: had.At, ringNews: make(chan struct{}),
 		pools: map[string]*pool{}, ledger: newLedger(), detector: newDetector(cfg.Self, cfg.Timing),
 		book: map[identity.NodeName]identity.Node{}, facts: map[identity.NodeName]factsOf{},
 		verdicts: map[identity.NodeName]verdict{}, private: map[identity.NodeName]verdict{}, early: map[string]Delta{},
@@ -182,7 +196,7 @@ func New(cfg Config) (*Gossip, error) {
 		complete: map[identity.NodeName]completed{}, closing: map[string]bool{}, dirty: true,
 	}
 	g.own = facts{Draining: cfg.Draining, Shared: cfg.Draining, Votes: map[string]identity.ReachState{}, RTTs: map[string]uint32{}, Silent: map[string][]string{}}
-	g.admitted.Store(&map[identity.NodeName]netip.Addr{cfg.Self: cfg.Address})
+	g.knowNodes()
 	g.setAck()
 	return g, nil
 }
@@ -224,14 +238,26 @@ func (g *Gossip) open(name string, port uint16, profile Profile) (*pool, error) 
 	if name == clusterPool {
 		label += "/" + g.Self.Cluster
 	}
-	var transport memberlist.Transport
-	if g.transport != nil {
-		transport = g.transport(netip.AddrPortFrom(g.Address, port))
-	}
 	return openPool(poolConfig{
 		name: name, label: label, self: g.Self, address: g.Address, port: port, profile: profile, ring: g.ring,
-		admit: g.admit(name), state: g.state, payload: func() []byte { return *g.ack.Load() }, inbox: g.inbox, transport: transport, log: g.Log,
+		admit: g.admit(name), state: g.state, payload: func() []byte { return *g.ack.Load() }, inbox: g.inbox, transport: g.listen, log: g.Log,
 	})
+}
+
+// listen opens a port, at which probes are answered too.
+func (g *Gossip) listen(at netip.AddrPort, log *stdlog.Logger) (memberlist.Transport, error) {
+	var inner memberlist.Transport
+	var err error
+	if g.transport != nil {
+		inner = g.transport(at)
+	} else if inner, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{at.Addr().String()}, BindPort: int(at.Port()), Logger: log}); err != nil {
+		return nil, err
+	}
+	aware, ok := inner.(memberlist.NodeAwareTransport)
+	if !ok {
+		return nil, fmt.Errorf("transport %T does not know nodes", inner)
+	}
+	return newTransport(aware, func(from netip.Addr) bool { return g.admitted.Load().addresses[from] }, &g.answers), nil
 }
 
 // admit accepts only nodes that their cluster's store names, at the address that it names.
@@ -240,9 +266,9 @@ func (g *Gossip) admit(pool string) func(identity.NodeName, netip.Addr) error {
 		if pool == clusterPool && name.Cluster != g.Self.Cluster {
 			return fmt.Errorf("node %s is of another cluster", name)
 		}
-		known, ok := (*g.admitted.Load())[name]
+		known, ok := g.admitted.Load().nodes[name]
 		if !ok {
-			return fmt.Errorf("node %s is not known from its cluster's store", name)
+			return fmt.Errorf("node %s is not known from its cluster's store, or its cluster is no peer", name)
 		}
 		if known != address {
 			return fmt.Errorf("node %s is at %s, not at %s", name, known, address)
@@ -268,6 +294,7 @@ func (g *Gossip) stop() error {
 	for _, name := range []string{meshPool, clusterPool} {
 		if p := pools[name]; p != nil {
 			errs = append(errs, p.close(true))
+			p.busy.Wait()
 		}
 	}
 	return errors.Join(errs...)
@@ -280,7 +307,7 @@ func (g *Gossip) once(now time.Time) time.Duration {
 		g.handle(e)
 	}
 	busy := g.step(now)
-	if now.Sub(g.chored) >= choresInterval {
+	if now.Sub(g.chored) >= choresInterval || now.Before(g.hurried) && now.Sub(g.chored) >= idleInterval {
 		g.chored = now
 		g.chores(now)
 	}
@@ -331,15 +358,8 @@ func (g *Gossip) Answered(from netip.Addr, nonce uint64, at time.Time) {
 func (g *Gossip) SetNodes(nodes []identity.Node) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	admitted := make(map[identity.NodeName]netip.Addr, len(nodes))
-	clear(g.book)
-	g.sampled = nil
-	for _, n := range nodes {
-		g.book[n.NodeName()] = n
-		admitted[n.NodeName()] = n.Address
-	}
-	admitted[g.Self] = g.Address
-	g.admitted.Store(&admitted)
+	g.nodes = slices.Clone(nodes)
+	g.knowNodes()
 	early := g.early
 	g.early = map[string]Delta{}
 	for _, d := range early {

@@ -57,6 +57,9 @@ type node struct {
 	lives   map[string]identity.Liveness
 	reaches map[string]identity.Reach
 	refused []string
+	// rings are what commands on this node have made; onRing is called with each.
+	rings  []Ring
+	onRing func(Ring)
 	// ever are the states that were seen of each node.
 	ever map[string][]identity.LivenessState
 }
@@ -100,7 +103,7 @@ func (n *node) make(key ed25519.PrivateKey) {
 	g, err := New(Config{
 		Self: n.row.NodeName(), Address: n.row.Address, Port: 7956, MeshPort: 7957, Mesh: "test", Peers: peers, KeyFile: keys,
 		SigningKey: key, Incarnation: uint64(time.Now().UnixNano()), Draining: n.drained, Log: slog.New(slog.DiscardHandler),
-		Echo: n.echo, Deliver: n.deliver, Settled: func(Entry) bool { return false }, Known: n.known, Changed: n.changed,
+		Echo: n.echo, Deliver: n.deliver, Settled: func(Entry) bool { return false }, Known: n.known, Changed: n.changed, RingChanged: n.ringChanged,
 		transport: func(a netip.AddrPort) memberlist.Transport { return m.net.open(a) },
 		Refused: func(cluster, key string, reason error) {
 			n.mu.Lock()
@@ -157,6 +160,16 @@ func (n *node) changed(rows []identity.Liveness, reaches []identity.Reach) {
 	clear(n.reaches)
 	for _, r := range reaches {
 		n.reaches[r.Cluster] = r
+	}
+}
+
+func (n *node) ringChanged(r Ring) {
+	n.mu.Lock()
+	n.rings = append(n.rings, r)
+	hook := n.onRing
+	n.mu.Unlock()
+	if hook != nil {
+		hook(r)
 	}
 }
 
@@ -608,7 +621,7 @@ func TestKeyring(t *testing.T) {
 				if o := n.Overview().Keys; len(o) != 1 || o[0].Fingerprint != fresh {
 					return fmt.Sprintf("%s: %+v", name, o)
 				}
-				if keys, err := keyFile(n.KeyFile).read(); err != nil || len(keys) != 1 || Fingerprint(keys[0]) != fresh {
+				if ring, err := keyFile(n.KeyFile).read(); err != nil || len(ring.Keys) != 1 || Fingerprint(ring.Keys[0]) != fresh {
 					return fmt.Sprintf("%s: the file: %v", name, err)
 				}
 			}

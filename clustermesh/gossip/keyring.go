@@ -9,8 +9,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/memberlist"
@@ -47,42 +49,71 @@ func ParseKey(text string) ([]byte, error) {
 // keyFile holds the ring, the key that encrypts first.
 type keyFile string
 
-func (f keyFile) read() (keys [][]byte, err error) {
+func (f keyFile) read() (ring Ring, err error) {
 	info, err := os.Stat(string(f))
 	if err != nil {
-		return nil, fmt.Errorf("gossip keys: %w; make the mesh's first one with: head -c %d /dev/urandom | base64 > %s, and bring it to every node", err, keySize, f)
+		return ring, fmt.Errorf("gossip keys: %w", err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("gossip keys: others can read %s (mode %04o); chmod 600 it", f, info.Mode().Perm())
+		return ring, fmt.Errorf("gossip keys: others can read %s (mode %04o); chmod 600 it", f, info.Mode().Perm())
 	}
 	data, err := os.ReadFile(string(f))
 	if err != nil {
-		return nil, fmt.Errorf("gossip keys: %w", err)
+		return ring, fmt.Errorf("gossip keys: %w", err)
 	}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for n := 1; lines.Scan(); n++ {
-		if line := strings.TrimSpace(lines.Text()); line != "" && !strings.HasPrefix(line, "#") {
+		line := strings.TrimSpace(lines.Text())
+		if at, is := strings.CutPrefix(line, changedLine); is {
+			// Anything else in such a comment is people's.
+			if at, err := strconv.ParseUint(at, 10, 64); err == nil && at <= maxRingAt {
+				ring.At = at
+			}
+		}
+		if line != "" && !strings.HasPrefix(line, "#") {
 			key, err := ParseKey(line)
 			if err != nil {
-				return nil, fmt.Errorf("%s:%d: %w", f, n, err)
+				return ring, fmt.Errorf("%s:%d: %w", f, n, err)
 			}
-			keys = append(keys, key)
+			ring.Keys = append(ring.Keys, key)
 		}
 	}
-	return keys, checkKeys(keys)
+	return ring, checkKeys(ring.Keys)
+}
+
+// changedLine starts the comment that says since when the ring is as it is: Ring.At. Earlier versions skip it.
+const changedLine = "# changed "
+
+// readOrMake makes a file with one new key if there is none.
+func (f keyFile) readOrMake() (Ring, error) {
+	ring, err := f.read()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return ring, err
+	}
+	ring = Ring{Keys: [][]byte{NewKey()}}
+	if err := f.write(ring); err != nil {
+		return ring, fmt.Errorf("%w; gossip.keyFile must be in a directory that this agent can write to", err)
+	}
+	return ring, nil
 }
 
 // write replaces the file at once.
-func (f keyFile) write(keys [][]byte) error {
+func (f keyFile) write(ring Ring) error {
 	var text strings.Builder
-	for _, key := range keys {
+	if ring.At > 0 {
+		fmt.Fprintf(&text, "%s%d\n", changedLine, ring.At)
+	}
+	for _, key := range ring.Keys {
 		text.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
 	}
 	temporary := string(f) + ".new"
 	if err := os.WriteFile(temporary, []byte(text.String()), 0o600); err != nil {
 		return fmt.Errorf("gossip keys: %w", err)
 	}
-	return os.Rename(temporary, string(f))
+	if err := os.Rename(temporary, string(f)); err != nil {
+		return fmt.Errorf("gossip keys: %w", err)
+	}
+	return nil
 }
 
 func checkKeys(keys [][]byte) error {

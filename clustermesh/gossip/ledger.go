@@ -71,6 +71,15 @@ func (l *ledger) drop(key string) {
 	delete(l.entries, key)
 }
 
+// forget drops all that nodes of a cluster have signed.
+func (l *ledger) forget(cluster string) {
+	for key, e := range l.entries {
+		if e.Cluster == cluster {
+			l.drop(key)
+		}
+	}
+}
+
 // retire drops the entries that done says are no news any more, among those that came before a time.
 func (l *ledger) retire(before time.Time, done func(*Delta) bool) {
 	for key, e := range l.entries {

@@ -41,8 +41,8 @@ type poolConfig struct {
 	state   func(pool string) []byte
 	payload func() []byte
 	inbox   *inbox
-	// transport is for tests and simulations; nil is the network.
-	transport memberlist.Transport
+	// transport opens the pool's port.
+	transport func(netip.AddrPort, *stdlog.Logger) (memberlist.Transport, error)
 	log       *slog.Logger
 }
 
@@ -54,6 +54,7 @@ type pool struct {
 
 	mu      sync.Mutex
 	members map[identity.NodeName]member
+	met     map[string]bool      // clusters that memberlist has had members of
 	joining map[string]time.Time // addresses that a Join is under way to
 	busy    sync.WaitGroup
 }
@@ -131,35 +132,62 @@ func (b *inbox) take() []event {
 }
 
 func openPool(cfg poolConfig) (*pool, error) {
-	p := &pool{poolConfig: cfg, members: map[identity.NodeName]member{}, joining: map[string]time.Time{}}
+	p := &pool{poolConfig: cfg, members: map[identity.NodeName]member{}, met: map[string]bool{}, joining: map[string]time.Time{}}
 	p.queue = &memberlist.TransmitLimitedQueue{NumNodes: p.size, RetransmitMult: cfg.profile.RetransmitMult}
 	c := memberlist.DefaultLANConfig()
 	cfg.profile.Apply(c)
 	c.Name, c.Label, c.RequireNodeNames = cfg.self.String(), cfg.label, true
 	c.BindAddr, c.BindPort = cfg.address.String(), int(cfg.port)
 	c.AdvertiseAddr, c.AdvertisePort = cfg.address.String(), int(cfg.port)
-	c.Keyring, c.Transport = cfg.ring, cfg.transport
+	c.Keyring = cfg.ring
 	c.DeadNodeReclaimTime = 5 * time.Second
 	c.Delegate, c.Events, c.Alive, c.Ping, c.Conflict = p, p, p, p, p
 	c.LogOutput, c.Logger = nil, stdlog.New(logWriter{cfg.log.With("pool", cfg.name)}, "", 0)
-	var err error
+	at := netip.AddrPortFrom(cfg.address, cfg.port)
+	t, err := cfg.transport(at, c.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("gossip pool %s at %s: %w", cfg.name, at, err)
+	}
+	c.Transport = t
 	if p.list, err = memberlist.Create(c); err != nil {
-		return nil, fmt.Errorf("gossip pool %s at %s: %w", cfg.name, netip.AddrPortFrom(cfg.address, cfg.port), err)
+		return nil, errors.Join(fmt.Errorf("gossip pool %s at %s: %w", cfg.name, at, err), t.Shutdown())
 	}
 	return p, nil
 }
 
-// close leaves the pool: announced, or as if the agent had been killed.
+// close leaves the pool: announced, or as if the agent had been killed. Then its port is free; what was being sent ends later, as busy tells.
 func (p *pool) close(announce bool) error {
-	var errs []error
 	if announce && p.size() > 1 {
 		if err := p.list.Leave(time.Second); err != nil {
 			p.log.Debug("took no leave", "pool", p.name, "error", err)
 		}
 	}
-	errs = append(errs, p.list.Shutdown())
-	p.busy.Wait()
-	return errors.Join(errs...)
+	return p.list.Shutdown()
+}
+
+// forget drops the members of a cluster, and returns them. memberlist still has them: see holds.
+func (p *pool) forget(cluster string) (names []identity.NodeName) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name := range p.members {
+		if name.Cluster == cluster {
+			names = append(names, name)
+			delete(p.members, name)
+		}
+	}
+	return names
+}
+
+// holds tells whether memberlist may have members of other clusters than these.
+func (p *pool) holds(than func(cluster string) bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for cluster := range p.met {
+		if !than(cluster) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *pool) size() int {
@@ -335,6 +363,12 @@ func (p *pool) NotifyJoin(n *memberlist.Node) {
 		return
 	}
 	now := time.Now()
+	p.mu.Lock()
+	p.met[name.Cluster] = true
+	p.mu.Unlock()
+	if p.NotifyAlive(n) != nil {
+		return // its cluster has just gone
+	}
 	p.mu.Lock()
 	p.members[name] = member{address: n.Address(), joined: now}
 	p.mu.Unlock()

@@ -3,6 +3,7 @@ package gossip
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/serf/coordinate"
@@ -30,7 +31,8 @@ func (g *Gossip) handle(e event) {
 			g.Log.Debug("exchange not understood", "error", err)
 			return
 		}
-		if lacking := g.ledger.lacking(s.Digests, g.share(e.pool)); len(lacking) > 0 {
+		lacking := slices.DeleteFunc(g.ledger.lacking(s.Digests, g.share(e.pool)), func(n identity.NodeName) bool { return !g.ours(n.Cluster) })
+		if len(lacking) > 0 {
 			g.reply(e.pool, s.Back, message(msgPull, &pull{Back: g.back(e.pool), Signers: lacking}))
 		}
 	}
@@ -40,9 +42,10 @@ func (g *Gossip) joined(e event) {
 	g.dirty = true
 	if e.pool == clusterPool {
 		g.detector.joined(e.node, e.at)
+		g.toldRing()
 		return
 	}
-	if e.node.Cluster != g.Self.Cluster {
+	if g.isPeer(e.node.Cluster) {
 		g.detector.meshMembers(e.node.Cluster, g.meshMembers(e.node.Cluster), false, e.at)
 	}
 }
@@ -55,9 +58,10 @@ func (g *Gossip) left(e event) {
 			accused = p.profile.Accused(p.size() + 1)
 		}
 		g.detector.gone(e.node, accused, e.at)
+		g.toldRing()
 		return
 	}
-	if e.node.Cluster != g.Self.Cluster {
+	if g.isPeer(e.node.Cluster) {
 		g.detector.meshMembers(e.node.Cluster, g.meshMembers(e.node.Cluster), true, e.at)
 	}
 }
@@ -75,6 +79,9 @@ func (g *Gossip) meshMembers(cluster string) (n int) {
 }
 
 func (g *Gossip) acked(e event) {
+	if !g.ours(e.node.Cluster) {
+		return
+	}
 	if e.pool == meshPool && e.node.Cluster != g.Self.Cluster {
 		g.detector.meshAlive(e.node.Cluster, e.rtt, e.at)
 	}
@@ -220,7 +227,7 @@ const maxEarly = 4096
 
 // receive takes a delta from another member, if it is news and its signer may say so, and hands it on.
 func (g *Gossip) receive(d Delta, via string, now time.Time) {
-	if !g.ledger.news(&d) {
+	if !g.ours(d.Cluster) || !g.ledger.news(&d) {
 		return
 	}
 	if err := d.may(); err != nil {
@@ -253,10 +260,10 @@ func (g *Gossip) receive(d Delta, via string, now time.Time) {
 	g.spread(d, via, urgent)
 }
 
-// urgent tells whether backends' being in service follows from a delta.
+// urgent tells whether backends' being in service follows from a delta, or the next step of changing keys.
 func (g *Gossip) urgent(d *Delta) bool {
 	if d.kind() != kindFacts {
-		return d.kind() == kindVerdict
+		return d.kind() == kindVerdict || d.kind() == kindKeyring
 	}
 	f, err := decodeFacts(d)
 	return err == nil && urgentFacts(g.facts[d.Signer()].facts, f)
@@ -295,6 +302,9 @@ func (g *Gossip) acceptFacts(d Delta, f facts, now time.Time) error {
 	}
 	// Most facts are round trips, of clusters that are none of this node's: no row follows from them.
 	g.dirty = g.dirty || d.Cluster == g.Self.Cluster || urgentFacts(g.facts[d.Signer()].facts, f)
+	if d.Cluster == g.Self.Cluster && !slices.Equal(g.facts[d.Signer()].Keys, f.Keys) {
+		defer g.toldRing()
+	}
 	g.facts[d.Signer()] = factsOf{f, d.Incarnation}
 	if c := g.complete[d.Signer()]; f.Complete && c.incarnation < d.Incarnation {
 		g.complete[d.Signer()] = completed{d.Incarnation, now}

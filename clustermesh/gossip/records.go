@@ -24,6 +24,8 @@ type facts struct {
 	// ClusterKeys are those that every live node of its cluster holds.
 	Keys        []string `cbor:"6,keyasint,omitempty"`
 	ClusterKeys []string `cbor:"7,keyasint,omitempty"`
+	// Blocked are the clusters of which no member of the mesh pool answers a speaker over UDP, although TCP and others find them alive.
+	Blocked []string `cbor:"12,keyasint,omitempty"`
 	// Coordinate of a speaker in the network's space: Vivaldi (Dabek and others, 2004), as of serf/coordinate.
 	Coordinate *coordinateWire `cbor:"8,keyasint,omitempty"`
 	// Shared facts are told to the mesh: the node is or was a speaker, or drains.
@@ -63,7 +65,7 @@ func decodeFacts(d *Delta) (f facts, err error) {
 	if err := decode(d.Value, &f); err != nil {
 		return f, fmt.Errorf("%s: %w", d.Key, err)
 	}
-	if len(f.Votes) > 255 || len(f.Silent) > 255 || len(f.RTTs) > 255 || len(f.Keys) > maxKeys || len(f.ClusterKeys) > maxKeys {
+	if len(f.Votes) > 255 || len(f.Silent) > 255 || len(f.RTTs) > 255 || len(f.Blocked) > 255 || len(f.Keys) > maxKeys || len(f.ClusterKeys) > maxKeys {
 		return f, fmt.Errorf("%s: more than a mesh can have", d.Key)
 	}
 	return f, nil

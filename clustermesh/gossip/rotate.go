@@ -79,10 +79,8 @@ func indexOf(keys [][]byte, fingerprint string) (int, error) {
 
 // without names the live nodes whose keys do not satisfy ok: those of the own cluster, and other clusters by their speakers.
 func (g *Gossip) without(ok func(held []string) bool) string {
-	for _, name := range g.live() {
-		if !ok(g.facts[name].Keys) {
-			return name.String()
-		}
+	if name := g.liveWithout(ok); name != "" {
+		return name
 	}
 	for name, f := range g.facts {
 		if name.Cluster != g.Self.Cluster && f.Speaker && g.stateOf(name) == identity.NodeAlive && !ok(f.ClusterKeys) {
@@ -92,49 +90,76 @@ func (g *Gossip) without(ok func(held []string) bool) string {
 	return ""
 }
 
+// liveWithout names a live node of the own cluster whose keys do not satisfy ok.
+func (g *Gossip) liveWithout(ok func(held []string) bool) string {
+	for _, name := range g.live() {
+		if !ok(g.facts[name].Keys) {
+			return name.String()
+		}
+	}
+	return ""
+}
+
 // changeKeys changes the ring here, and by gossip everywhere.
 func (g *Gossip) changeKeys(change func([][]byte) ([][]byte, error)) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	changed, err := g.changeKeysLocked(change)
+	g.mu.Unlock()
+	g.ringChanged(changed)
+	return err
+}
+
+// changeKeysLocked returns the new ring, or nil if nothing has changed.
+func (g *Gossip) changeKeysLocked(change func([][]byte) ([][]byte, error)) (*Ring, error) {
 	keys, err := change(g.keys)
-	if err != nil {
-		return err
+	if err != nil || equalKeys(keys, g.keys) {
+		return nil, err
 	}
-	// First what tells the others, which is still encrypted with the key that they know.
-	d := Delta{Key: kindKeyring, Incarnation: uint64(time.Now().UnixMilli()), Value: encode(keys)}
+	r := Ring{At: max(uint64(time.Now().UnixMilli()), g.ringAt+1), Keys: keys}
 	if old := g.ledger.get(kindKeyring); old != nil {
-		d.Incarnation = max(d.Incarnation, old.Incarnation+1)
+		r.At = max(r.At, old.Incarnation+1)
 	}
-	if err := g.setKeys(keys); err != nil {
-		return err
+	if err := r.check(); err != nil {
+		return nil, err
 	}
-	g.tell(d, false, time.Now())
+	if err := g.setRing(r); err != nil {
+		return nil, err
+	}
+	g.tell(Delta{Key: kindKeyring, Incarnation: r.At, Value: encode(keys)}, true, time.Now())
 	g.measure(time.Now())
 	g.wakeUp()
-	return nil
+	r = r.clone()
+	return &r, nil
 }
 
-func (g *Gossip) setKeys(keys [][]byte) error {
-	if err := keyFile(g.KeyFile).write(keys); err != nil {
+func (g *Gossip) setRing(r Ring) error {
+	if err := keyFile(g.KeyFile).write(r); err != nil {
 		return err
 	}
-	if err := applyKeys(g.ring, keys); err != nil {
+	if err := applyKeys(g.ring, r.Keys); err != nil {
 		return fmt.Errorf("gossip keys: %w", err)
 	}
-	g.keys = keys
+	g.keys, g.ringAt = r.Keys, r.At
 	return nil
 }
 
-// acceptKeys takes over the ring that another node has changed.
+// acceptKeys takes over the ring that another node has changed, unless this node's is newer.
 func (g *Gossip) acceptKeys(d Delta) error {
 	var keys [][]byte
 	if err := decode(d.Value, &keys); err != nil {
 		return err
 	}
-	if err := checkKeys(keys); err != nil {
+	r := Ring{At: d.Incarnation, Keys: keys}
+	if err := r.check(); err != nil {
 		return err
 	}
-	if err := g.setKeys(keys); err != nil {
+	switch {
+	case r.At < g.ringAt:
+		return errNoNews // this node has a newer one, from its file or the store
+	case r.At == g.ringAt:
+		return nil
+	}
+	if err := g.setRing(r); err != nil {
 		g.problem["keyring"] = err.Error()
 		return err
 	}

@@ -34,9 +34,9 @@ func (g *Gossip) tellFacts(now time.Time) {
 	g.tell(Delta{Key: factsKey(g.Self), Incarnation: g.Incarnation, Sequence: g.sequence, Value: value}, urgent, now)
 }
 
-// urgentFacts tells whether something has changed that backends' being in service follows from.
+// urgentFacts tells whether something has changed that backends' being in service follows from, or the next step of changing keys.
 func urgentFacts(old, now facts) bool {
-	return old.Draining != now.Draining || old.Stopping != now.Stopping || old.Speaker != now.Speaker ||
+	return old.Draining != now.Draining || old.Stopping != now.Stopping || old.Speaker != now.Speaker || !slices.Equal(old.Keys, now.Keys) ||
 		!maps.Equal(old.Votes, now.Votes) || !maps.EqualFunc(old.Silent, now.Silent, slices.Equal)
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"causeway/identity"
@@ -34,8 +35,8 @@ func (g *Gossip) review(now time.Time) bool {
 			g.note(Transition{At: now, Subject: cluster, From: string(old.State), To: string(r.State), Reason: r.Reason})
 		}
 	}
-	changed := !reflect.DeepEqual(rows, g.rows) || !reflect.DeepEqual(reaches, g.reaches)
-	g.rows, g.reaches = rows, reaches
+	changed := g.forgot || !reflect.DeepEqual(rows, g.rows) || !reflect.DeepEqual(reaches, g.reaches)
+	g.rows, g.reaches, g.forgot = rows, reaches, false
 	return changed
 }
 
@@ -146,10 +147,14 @@ func (g *Gossip) snapshot() (rows []identity.Liveness, reaches []identity.Reach)
 
 // Overview is all that there is to see.
 type Overview struct {
-	Pools       []PoolView
-	Nodes       []NodeOverview
-	Clusters    []identity.Reach
-	Speakers    map[string][]string
+	Pools    []PoolView
+	Nodes    []NodeOverview
+	Clusters []identity.Reach
+	// Speakers of each cluster, as they say of themselves, by name of the node.
+	Speakers map[string][]string
+	// Blocked are, by cluster, the own cluster's speakers that none of that cluster's members in the mesh pool answers over UDP. Those that
+	// are in Clusters' Votes and not here see it over UDP.
+	Blocked     map[string][]string
 	Transitions []Transition
 	// Keys of the ring, by fingerprint, the one that encrypts first; and the nodes that hold and use each, of Live.
 	Keys []KeyView
@@ -218,6 +223,14 @@ func (g *Gossip) Overview() Overview {
 			o.Speakers[row.Cluster] = append(o.Speakers[row.Cluster], row.Node)
 		}
 	}
+	o.Blocked = g.blockedBy()
+	for _, cluster := range slices.Sorted(maps.Keys(o.Blocked)) {
+		// A speaker says itself which members do not answer it.
+		if others := slices.DeleteFunc(slices.Clone(o.Blocked[cluster]), func(n string) bool { return n == g.Self.Node }); len(others) > 0 {
+			o.Problems = append(o.Problems, fmt.Sprintf("gossip with cluster %s over UDP does not pass, says %s, only TCP does: let UDP port %d through, both ways",
+				cluster, strings.Join(others, ", "), g.MeshPort))
+		}
+	}
 	o.Keys = g.keyViews()
 	o.Problems = append(o.Problems, g.lifeProblems(rows, reaches)...)
 	return o
@@ -280,6 +293,26 @@ func (g *Gossip) rtt(name identity.NodeName, members map[identity.NodeName]membe
 		return g.coord.DistanceTo(c.coordinate())
 	}
 	return 0
+}
+
+// blockedBy gathers what the own cluster's speakers say of the way to others over UDP.
+func (g *Gossip) blockedBy() map[string][]string {
+	by := map[string][]string{}
+	for _, name := range g.live() {
+		f := g.facts[name]
+		if !f.Speaker {
+			continue
+		}
+		for _, cluster := range f.Blocked {
+			if g.isPeer(cluster) {
+				by[cluster] = append(by[cluster], name.Node)
+			}
+		}
+	}
+	for _, speakers := range by {
+		slices.Sort(speakers)
+	}
+	return by
 }
 
 func (g *Gossip) keyViews() (keys []KeyView) {
