@@ -95,9 +95,13 @@ func (b *Bed) launchAgent(ctx context.Context, s *State, cluster, node string) (
 	if err := os.Remove(b.socket(cluster, node)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	env, err := b.agentEnviron(cluster, node)
+	if err != nil {
+		return nil, err
+	}
 	p, err := spawn(spec{
 		argv: []string{b.binary(), "agent", "--config", b.agentConfig(cluster, node)},
-		env:  b.environ(b.socket(cluster, node)), netns: b.nodeNS(cluster, node), cgroup: cgroup, log: b.agentLog(cluster, node),
+		env:  env, netns: b.nodeNS(cluster, node), cgroup: cgroup, log: b.agentLog(cluster, node),
 	})
 	if err != nil {
 		return nil, err
@@ -176,7 +180,7 @@ func agentProblem(ctx context.Context, client *api.Client, stores int) string {
 func (l layout) environ(socket string) []string {
 	var env []string
 	for _, kv := range os.Environ() {
-		if k, _, _ := strings.Cut(kv, "="); k != "PATH" && k != api.SocketEnv {
+		if k, _, _ := strings.Cut(kv, "="); k != "PATH" && k != api.SocketEnv && k != agent.ClockOffsetEnv {
 			env = append(env, kv)
 		}
 	}

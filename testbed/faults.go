@@ -7,13 +7,18 @@ import (
 	"causeway/datapath"
 )
 
-// applyLosses makes the underlay lose what want says and nothing else.
-func (b *Bed) applyLosses(want map[datapath.Flow]float64) (err error) {
+// applyFaults makes the underlay lose what losses and mtus say and nothing else.
+func (b *Bed) applyFaults(losses map[datapath.Flow]float64, mtus map[path]int) (err error) {
 	f, err := b.openFaults()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	return errors.Join(applyLosses(f, losses), applyMTUs(f, mtus))
+}
+
+// applyLosses makes flows lose what want says, and the others nothing.
+func applyLosses(f *datapath.Faults, want map[datapath.Flow]float64) error {
 	now, err := f.List()
 	if err != nil {
 		return err

@@ -262,10 +262,15 @@ func (b *Bed) restartAgent(ctx context.Context, s *State, cluster, node string) 
 			stores++
 		}
 	}
-	if stores < len(now.Clusters) || len(now.Partitions) > 0 || now.Loss > 0 || now.missing(cluster, node) {
+	if stores < len(now.Clusters) || now.faulty() || now.missing(cluster, node) {
 		return b.waitAgentAnswers(ctx, cluster, node, p)
 	}
 	return b.waitAgent(ctx, cluster, node, p, stores)
+}
+
+// faulty tells whether there is a fault that an agent would rightly complain about.
+func (s *State) faulty() bool {
+	return len(s.Partitions) > 0 || len(s.PathMTUs) > 0 || s.Loss > 0 || len(s.wrongClocks()) > 0
 }
 
 // missing tells whether anybody else is down, which the agent of a node would rightly complain about.

@@ -27,15 +27,11 @@ type Partition struct {
 }
 
 func (p Partition) String() string {
-	arrow := "<->"
-	if p.OneWay {
-		arrow = "->"
-	}
 	of := ""
 	if p.Port != (Port{}) {
 		of = fmt.Sprintf(" of %v", p.Port)
 	}
-	return fmt.Sprintf("%s %s %s loses %g %%%s", p.A, arrow, p.B, p.Loss, of)
+	return fmt.Sprintf("%s %s %s loses %g %%%s", p.A, arrow(p.OneWay), p.B, p.Loss, of)
 }
 
 // Loss is the loss of packets on every link of the underlay.
@@ -58,16 +54,9 @@ func (b *Bed) Partition(ctx context.Context, p Partition) error {
 	if err := checkLoss(p.Loss); err != nil {
 		return err
 	}
-	return b.changePartitions(ctx, func(s *State) error {
-		for _, pair := range [][2]string{{p.A, p.B}, {p.B, p.A}} {
-			if _, err := s.addresses(pair[0]); err != nil {
-				return err
-			}
-		}
-		if losses, err := s.losses([]Partition{p}); err != nil {
+	return b.changeFaults(ctx, func(s *State) error {
+		if err := s.checkPlaces(p.A, p.B); err != nil {
 			return err
-		} else if len(losses) == 0 {
-			return fmt.Errorf("%s and %s are the same place; name two", p.A, p.B)
 		}
 		s.Partitions = slices.DeleteFunc(s.Partitions, func(q Partition) bool {
 			same := q.A == p.A && q.B == p.B && (q.OneWay == p.OneWay || !p.OneWay)
@@ -79,33 +68,38 @@ func (b *Bed) Partition(ctx context.Context, p Partition) error {
 	})
 }
 
-// Heal takes back every partition between two places, in whichever order they were named.
+// Heal takes back every partition and MTU between two places, in whichever order they were named.
 func (b *Bed) Heal(ctx context.Context, x, y string) error {
-	return b.changePartitions(ctx, func(s *State) error {
-		before := len(s.Partitions)
-		s.Partitions = slices.DeleteFunc(s.Partitions, func(q Partition) bool {
-			return q.A == x && q.B == y || q.A == y && q.B == x
-		})
-		if len(s.Partitions) < before {
+	return b.changeFaults(ctx, func(s *State) error {
+		between := func(a, b string) bool { return a == x && b == y || a == y && b == x }
+		before := len(s.Partitions) + len(s.PathMTUs)
+		s.Partitions = slices.DeleteFunc(s.Partitions, func(q Partition) bool { return between(q.A, q.B) })
+		s.PathMTUs = slices.DeleteFunc(s.PathMTUs, func(q PathMTU) bool { return between(q.A, q.B) })
+		if len(s.Partitions)+len(s.PathMTUs) < before {
 			return nil
 		}
 		var there []string
 		for _, q := range s.Partitions {
 			there = append(there, q.String())
 		}
+		for _, q := range s.PathMTUs {
+			there = append(there, q.String())
+		}
 		if there == nil {
 			there = []string{"none"}
 		}
-		return fmt.Errorf("there is no partition between %s and %s; there is: %s", x, y, strings.Join(there, ", "))
+		return fmt.Errorf("there is no partition and no MTU between %s and %s; there is: %s", x, y, strings.Join(there, ", "))
 	})
 }
 
-// HealAll takes back every partition, and the loss on all links.
+// HealAll takes back every partition and MTU, the loss on all links, and what is wrong with the agents' clocks: their agents are
+// started again.
 func (b *Bed) HealAll(ctx context.Context) error {
-	return b.changePartitions(ctx, func(s *State) error {
-		s.Partitions, s.Loss = nil, 0
+	err := b.changeFaults(ctx, func(s *State) error {
+		s.Partitions, s.PathMTUs, s.Loss = nil, nil, 0
 		return nil
 	})
+	return errors.Join(err, b.healClocks(ctx))
 }
 
 // LoseEverywhere loses so many percent of the packets on every link of the underlay, in each direction by itself; 0 ends it.
@@ -116,17 +110,18 @@ func (b *Bed) LoseEverywhere(ctx context.Context, percent float64) error {
 			return err
 		}
 	}
-	return b.changePartitions(ctx, func(s *State) error {
+	return b.changeFaults(ctx, func(s *State) error {
 		s.Loss = percent
 		return nil
 	})
 }
 
-// changePartitions changes the recorded partitions and loss, then makes the underlay lose what they say.
-func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) error {
+// changeFaults changes the recorded partitions, MTUs and loss, then makes the underlay lose what they say.
+func (b *Bed) changeFaults(ctx context.Context, change func(*State) error) error {
 	return b.within(ctx, func(*State) error {
 		return b.update(ctx, func(s *State) error {
-			before, lossBefore := slices.Clone(s.Partitions), s.Loss
+			before := *s
+			before.Partitions, before.PathMTUs = slices.Clone(s.Partitions), slices.Clone(s.PathMTUs)
 			if err := change(s); err != nil {
 				return err
 			}
@@ -137,13 +132,16 @@ func (b *Bed) changePartitions(ctx context.Context, change func(*State) error) e
 			if s.Loss > 0 {
 				want[everywhere] = s.Loss
 			}
+			mtus, err := s.mtus(s.PathMTUs)
+			if err != nil {
+				return err
+			}
 			// What may have been set must be on record, should this process end here.
 			if err := b.writeState(s); err != nil {
 				return err
 			}
-			if err := b.applyLosses(want); err != nil {
-				s.Partitions, s.Loss = before, lossBefore
-				return errors.Join(err, b.writeState(s))
+			if err := b.applyFaults(want, mtus); err != nil {
+				return errors.Join(err, b.writeState(&before))
 			}
 			return nil
 		})
@@ -157,29 +155,49 @@ var everywhere = datapath.Flow{}
 func (s *State) losses(partitions []Partition) (map[datapath.Flow]float64, error) {
 	losses := map[datapath.Flow]float64{}
 	for _, p := range partitions {
-		as, err := s.addresses(p.A)
+		paths, err := s.paths(p.A, p.B, p.OneWay)
 		if err != nil {
 			return nil, err
 		}
-		bs, err := s.addresses(p.B)
-		if err != nil {
-			return nil, err
-		}
-		for _, a := range as {
-			for _, b := range bs {
-				if a == b || slices.Contains(as, b) && slices.Contains(bs, a) {
-					continue // both are in both places, as when a cluster is named with itself
-				}
-				there := datapath.Flow{From: a, To: b, Protocol: p.Port.Protocol, Port: p.Port.Number}
-				losses[there] = max(losses[there], p.Loss)
-				if back := there; !p.OneWay {
-					back.From, back.To = b, a
-					losses[back] = max(losses[back], p.Loss)
-				}
-			}
+		for _, flow := range paths {
+			flow.Protocol, flow.Port = p.Port.Protocol, p.Port.Number
+			losses[flow] = max(losses[flow], p.Loss)
 		}
 	}
 	return losses, nil
+}
+
+// checkPlaces checks that two places are in the bed, and not one.
+func (s *State) checkPlaces(x, y string) error {
+	paths, err := s.paths(x, y, true)
+	if err == nil && len(paths) == 0 {
+		err = fmt.Errorf("%s and %s are the same place; name two", x, y)
+	}
+	return err
+}
+
+// paths returns the ways from every address of a place to every one of another, and back.
+func (s *State) paths(x, y string, oneWay bool) (paths []path, err error) {
+	as, err := s.addresses(x)
+	if err != nil {
+		return nil, err
+	}
+	bs, err := s.addresses(y)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range as {
+		for _, b := range bs {
+			if a == b || slices.Contains(as, b) && slices.Contains(bs, a) {
+				continue // both are in both places, as when a cluster is named with itself
+			}
+			paths = append(paths, path{From: a, To: b})
+			if !oneWay {
+				paths = append(paths, path{From: b, To: a})
+			}
+		}
+	}
+	return paths, nil
 }
 
 // addresses returns the underlay addresses of a cluster or of CLUSTER/NODE.

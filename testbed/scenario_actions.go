@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"causeway/identity"
@@ -29,6 +30,8 @@ var actions = []phrase[action]{
 	{"lose packets from PLACE to PLACE", makePartition(true)},
 	{"lose PERCENT of packets everywhere", makeLoss},
 	{"block PORT between PLACE and PLACE", makeBlock},
+	{"mtu PLACE PLACE SIZE", makeMTU},
+	{"clock PLACE OFFSET", makeClock},
 	{"flap NODE down DURATION up DURATION for DURATION", makeFlap},
 	{"heal", plainAction(false, func(r *scenarioRun, ctx context.Context) error { return r.world.heal(ctx) })},
 	{"run server NAME on NODE", makeRunServer},
@@ -99,10 +102,7 @@ func makePartition(oneWay bool) func(arguments, *Setup) (action, error) {
 }
 
 func (s *Setup) partition(p Partition) (action, error) {
-	err := cmp.Or(s.place(p.A), s.place(p.B))
-	if err == nil && p.A == p.B {
-		err = fmt.Errorf("%s and %s are the same place; name two", p.A, p.B)
-	}
+	err := s.places(p.A, p.B)
 	return simply(true, func(r *scenarioRun, ctx context.Context) error { return r.world.partition(ctx, p) }), err
 }
 
@@ -120,6 +120,24 @@ func makeBlock(a arguments, s *Setup) (action, error) {
 		return action{}, err
 	}
 	return s.partition(Partition{A: a[1], B: a[2], Port: port, Loss: 100})
+}
+
+func makeMTU(a arguments, s *Setup) (action, error) {
+	size, err := strconv.Atoi(a[2])
+	if err != nil {
+		return action{}, fmt.Errorf("%q is no size in bytes; write it like 1400", a[2])
+	}
+	p := PathMTU{A: a[0], B: a[1], Size: size}
+	err = cmp.Or(s.places(p.A, p.B), checkMTU(size))
+	return simply(true, func(r *scenarioRun, ctx context.Context) error { return r.world.mtu(ctx, p) }), err
+}
+
+func makeClock(a arguments, s *Setup) (action, error) {
+	offset, err := ParseClockOffset(a[1])
+	if err == nil {
+		_, err = s.scope(a[0])
+	}
+	return simply(true, func(r *scenarioRun, ctx context.Context) error { return r.world.clock(ctx, a[0], offset) }), err
 }
 
 func makeFlap(a arguments, s *Setup) (action, error) {

@@ -181,7 +181,46 @@ func (w *bedWorld) partition(ctx context.Context, p Partition) error { return w.
 func (w *bedWorld) lose(ctx context.Context, percent float64) error {
 	return w.bed.LoseEverywhere(ctx, percent)
 }
-func (w *bedWorld) heal(ctx context.Context) error { return w.bed.HealAll(ctx) }
+func (w *bedWorld) mtu(ctx context.Context, p PathMTU) error { return w.bed.SetPathMTU(ctx, p) }
+
+func (w *bedWorld) clock(ctx context.Context, place string, offset time.Duration) error {
+	return w.renew(func(s *State) ([]identity.NodeName, error) { return s.nodesOf(place) }, func() error { return w.bed.SetClock(ctx, place, offset) })
+}
+
+func (w *bedWorld) heal(ctx context.Context) error {
+	return w.renew(func(s *State) ([]identity.NodeName, error) { return s.wrongClocks(), nil }, func() error { return w.bed.HealAll(ctx) })
+}
+
+// renew does what restarts the agents of nodes, which are not looked at meanwhile.
+func (w *bedWorld) renew(choose func(*State) ([]identity.NodeName, error), restart func() error) error {
+	s, err := w.bed.State()
+	if err != nil {
+		return err
+	}
+	nodes, err := choose(s)
+	if err != nil {
+		return err
+	}
+	nodes = slices.DeleteFunc(nodes, w.silent)
+	for _, n := range nodes {
+		w.mark(Victim{Kind: kindAgent, Cluster: n.Cluster, Node: n.Node}, true)
+	}
+	if err := restart(); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		w.mark(Victim{Kind: kindAgent, Cluster: n.Cluster, Node: n.Node}, false)
+	}
+	return nil
+}
+
+// silent tells whether the node's agent does not run.
+func (w *bedWorld) silent(n identity.NodeName) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mute[n]
+}
+
 func (w *bedWorld) flap(ctx context.Context, node identity.NodeName, o FlapOptions) error {
 	_, err := w.bed.Flap(ctx, node, o)
 	return err

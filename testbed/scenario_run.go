@@ -18,6 +18,8 @@ type world interface {
 	start(ctx context.Context, v Victim, begun func(time.Time)) error
 	partition(context.Context, Partition) error
 	lose(ctx context.Context, percent float64) error
+	mtu(context.Context, PathMTU) error
+	clock(ctx context.Context, place string, offset time.Duration) error
 	heal(context.Context) error
 	flap(context.Context, identity.NodeName, FlapOptions) error
 	// runServer returns when the server is a backend on its own node.

@@ -79,6 +79,11 @@ func (w *fakeWorld) lose(_ context.Context, percent float64) error {
 	w.did("lose %g", percent)
 	return nil
 }
+func (w *fakeWorld) mtu(_ context.Context, p PathMTU) error { w.did("%v", p); return nil }
+func (w *fakeWorld) clock(_ context.Context, place string, offset time.Duration) error {
+	w.did("clock %s %v", place, offset)
+	return nil
+}
 func (w *fakeWorld) heal(context.Context) error { w.did("heal"); return nil }
 func (w *fakeWorld) flap(ctx context.Context, n identity.NodeName, o FlapOptions) error {
 	w.did("flap %v %v", n, o)

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -216,6 +217,15 @@ func (s scope) has(n identity.NodeName) bool {
 }
 
 func (s scope) String() string { return strings.Trim(s.cluster+"/"+s.node, "/") }
+
+// places checks the two that a fault is between.
+func (s *Setup) places(a, b string) error {
+	err := cmp.Or(s.place(a), s.place(b))
+	if err == nil && a == b {
+		err = fmt.Errorf("%s and %s are the same place; name two", a, b)
+	}
+	return err
+}
 
 // place checks what a partition is between: also CLUSTER/kvstore.
 func (s *Setup) place(text string) error {

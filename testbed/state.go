@@ -43,6 +43,7 @@ type State struct {
 	Clusters   []ClusterState `json:"clusters"`
 	Pods       []PodState     `json:"pods,omitempty"`
 	Partitions []Partition    `json:"partitions,omitempty"`
+	PathMTUs   []PathMTU      `json:"pathMTUs,omitempty"`
 	// Loss in percent of the packets on every link of the underlay.
 	Loss float64 `json:"loss,omitempty"`
 }
@@ -69,6 +70,8 @@ type NodeState struct {
 	Address netip.Addr   `json:"address"`
 	PodCIDR netip.Prefix `json:"podCIDR"`
 	Agent   *Process     `json:"agent,omitempty"`
+	// ClockOffset is how far the agent's clock is ahead of the machine's.
+	ClockOffset time.Duration `json:"clockOffset,omitempty"`
 	// Down is set by Kill of the node or of its cluster: its link is down.
 	Down bool `json:"down,omitempty"`
 }

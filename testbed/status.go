@@ -24,6 +24,7 @@ type Status struct {
 	Clusters   []ClusterStatus `json:"clusters"`
 	Pods       []PodStatus     `json:"pods"`
 	Partitions []Partition     `json:"partitions"`
+	PathMTUs   []PathMTU       `json:"pathMTUs"`
 	// Loss on every link of the underlay, which the partitions come on top of.
 	Loss Loss `json:"loss,omitzero"`
 	// Underlay is the network namespace of the switch between the nodes.
@@ -57,6 +58,8 @@ type NodeStatus struct {
 	Socket string `json:"socket"`
 	// Down is true for a node that was killed.
 	Down bool `json:"down"`
+	// ClockOffset is how far the agent's clock is ahead of the machine's, in nanoseconds; negative: behind it.
+	ClockOffset time.Duration `json:"clockOffset,omitempty"`
 	// OK and Problems are what the agent says of itself.
 	OK       bool     `json:"ok"`
 	Problems []string `json:"problems"`
@@ -72,9 +75,13 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	mtus, err := b.pathMTUs(s)
+	if err != nil {
+		return nil, err
+	}
 	st := &Status{
 		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(),
-		Pods: b.podStatuses(s), Partitions: partitions, Loss: loss,
+		Pods: b.podStatuses(s), Partitions: partitions, PathMTUs: mtus, Loss: loss,
 		Clusters: make([]ClusterStatus, len(s.Clusters)),
 	}
 	var g errgroup.Group
@@ -112,7 +119,7 @@ func processStatus(p *Process, address netip.Addr, netns, log string) ProcessSta
 
 func (b *Bed) nodeStatus(ctx context.Context, stores int, cluster string, n NodeState) NodeStatus {
 	st := NodeStatus{
-		Name: n.Name, PodCIDR: n.PodCIDR, Socket: b.socket(cluster, n.Name), Down: n.Down, Problems: []string{},
+		Name: n.Name, PodCIDR: n.PodCIDR, Socket: b.socket(cluster, n.Name), Down: n.Down, ClockOffset: n.ClockOffset, Problems: []string{},
 		ProcessStatus: processStatus(n.Agent, n.Address, b.nodeNS(cluster, n.Name), b.agentLog(cluster, n.Name)),
 	}
 	switch {

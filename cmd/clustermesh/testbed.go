@@ -21,7 +21,8 @@ func newTestbedCommand(e *env) *cobra.Command {
   clustermesh testbed down                                     and nothing is left`,
 		newTestbedUpCommand(), newTestbedDownCommand(), newTestbedStatusCommand(),
 		newTestbedPodCommand(), newTestbedExecCommand(),
-		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedFlapCommand(), newTestbedHealCommand(),
+		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedMTUCommand(),
+		newTestbedFlapCommand(), newTestbedClockCommand(), newTestbedHealCommand(),
 		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its

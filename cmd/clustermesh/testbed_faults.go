@@ -113,9 +113,10 @@ func placesArgs(cmd *cobra.Command, args []string) error {
 func newTestbedHealCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use:     "heal A B",
-		Short:   "End a partition",
-		Long:    "End every partition between A and B, named as when it was made, in either order. All includes the loss on every link.",
+		Use:   "heal A B",
+		Short: "End partitions, MTUs and other faults",
+		Long: `End every partition and MTU between A and B, named as when it was made, in either order. All includes the loss on every
+link and wrong clocks, whose agents are started again.`,
 		Example: "  clustermesh testbed heal east west\n  clustermesh testbed heal --all",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all && len(args) == 0 {
@@ -134,7 +135,7 @@ func newTestbedHealCommand() *cobra.Command {
 			return bed.Heal(cmd.Context(), args[0], args[1])
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "end every partition, and the loss on all links")
+	cmd.Flags().BoolVar(&all, "all", false, "end every partition and MTU, the loss on all links, and wrong clocks")
 	return cmd
 }
 
@@ -163,6 +164,71 @@ loses by itself: at 5 a question and its answer both arrive in 90 % of the cases
 			return bed.LoseEverywhere(cmd.Context(), percent)
 		},
 	}
+}
+
+func newTestbedMTUCommand() *cobra.Command {
+	p := testbed.PathMTU{}
+	cmd := &cobra.Command{
+		Use:   "mtu A B SIZE",
+		Short: "Lose large packets between two places of the underlay",
+		Long: `Lose the packets between A and B, each a cluster (its nodes and its store) or CLUSTER/NODE, that are larger than SIZE bytes, until
+they are healed. Nobody is told, as where ICMP is filtered: small packets pass, and connections that send more hang. SIZE is that of
+IP packets on the underlay, which carries 1500; those of pods have 50 bytes more there than in the pod.`,
+		Example: `  clustermesh testbed mtu east west 1400
+  clustermesh testbed mtu east/node1 west 1400 --one-way      only packets from east/node1 to west`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 3 {
+				return usageError("name two places, each CLUSTER or CLUSTER/NODE, and a size: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			p.A, p.B = args[0], args[1]
+			if p.Size, err = strconv.Atoi(args[2]); err != nil {
+				return usageError("%q is no size in bytes; write it like 1400", args[2])
+			}
+			bed, err := openBed(cmd)
+			if err != nil {
+				return err
+			}
+			return bed.SetPathMTU(cmd.Context(), p)
+		},
+	}
+	cmd.Flags().BoolVar(&p.OneWay, "one-way", false, "lose only packets from A to B")
+	return cmd
+}
+
+func newTestbedClockCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "clock CLUSTER[/NODE] OFFSET",
+		Short: "Let agents have a wrong clock",
+		Long: `Let the agents of a cluster or a node take the time for OFFSET later than it is, or earlier, until it is set to 0 or all is
+healed. They are killed and started again for it; an agent that does not run has it when it is started. Only agents
+have another time: stores, pods and commands have the machine's. Flags go before CLUSTER, since OFFSET may begin with "-".`,
+		Example: `  clustermesh testbed clock east +5m
+  clustermesh testbed clock west/node1 -1h
+  clustermesh testbed clock east 0             the right time again`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError("say whose clock, and by how much it is wrong; flags go before: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			offset, err := testbed.ParseClockOffset(args[1])
+			if err != nil {
+				return usageError("%w", err)
+			}
+			bed, err := openBed(cmd)
+			if err != nil {
+				return err
+			}
+			return showLog(cmd, bed.SetClock(cmd.Context(), args[0], offset))
+		},
+	}
+	// An offset like -1h is no flag.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }
 
 func newTestbedFlapCommand() *cobra.Command {

@@ -59,8 +59,18 @@ func printFaults(p *printer, s *testbed.Status) {
 	for _, part := range s.Partitions {
 		faults = append(faults, fmt.Sprintf("partition: %v (%d so far)", part, part.Lost))
 	}
+	for _, mtu := range s.PathMTUs {
+		faults = append(faults, fmt.Sprintf("MTU: %v (%d so far)", mtu, mtu.Lost))
+	}
 	if s.Loss.Percent > 0 {
 		faults = append(faults, fmt.Sprintf("every link loses %g %% (%d so far)", s.Loss.Percent, s.Loss.Lost))
+	}
+	for _, c := range s.Clusters {
+		for _, n := range c.Nodes {
+			if n.ClockOffset != 0 {
+				faults = append(faults, fmt.Sprintf("clock of agent %s/%s: wrong by %v", c.Name, n.Name, n.ClockOffset))
+			}
+		}
 	}
 	for _, f := range faults {
 		p.printf("\n%s", p.paint(yellow, f))

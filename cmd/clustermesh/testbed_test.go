@@ -39,6 +39,12 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed partition east west --port 7956", exitNotAsked, "like udp/7956"},
 		{"testbed loss", exitNotAsked, "how many percent"},
 		{"testbed loss some", exitNotAsked, "no number"},
+		{"testbed mtu east west", exitNotAsked, "two places"},
+		{"testbed mtu east west small", exitNotAsked, "like 1400"},
+		{"testbed clock east", exitNotAsked, "by how much"},
+		{"testbed clock east -1h --dir x", exitNotAsked, "flags go before"},
+		{"testbed clock east later", exitNotAsked, "like +5m or -1h"},
+		{"testbed clock east -1h", exitFailed, "clustermesh testbed up --dir " + none},
 		{"testbed flap", exitNotAsked, "name the node"},
 		{"testbed flap east", exitNotAsked, "like east/node1"},
 		{"testbed scenario", exitNotAsked, "name the scenario"},
@@ -106,9 +112,12 @@ func TestStatusShowsFaults(t *testing.T) {
 	var out strings.Builder
 	printFaults(&printer{w: &out}, &testbed.Status{
 		Partitions: []testbed.Partition{{A: "east", B: "west", OneWay: true, Loss: 100, Port: testbed.Port{Protocol: "UDP", Number: 7956}, Lost: 3}},
+		PathMTUs:   []testbed.PathMTU{{A: "east", B: "west", Size: 1400, Lost: 4}},
 		Loss:       testbed.Loss{Percent: 5, Lost: 7},
+		Clusters:   []testbed.ClusterStatus{{Name: "east", Nodes: []testbed.NodeStatus{{Name: "node1", ClockOffset: -time.Hour}, {Name: "node2"}}}},
 	})
-	if want := "\npartition: east -> west loses 100 % of udp/7956 (3 so far)\nevery link loses 5 % (7 so far)\n"; out.String() != want {
+	if want := "\npartition: east -> west loses 100 % of udp/7956 (3 so far)\nMTU: east <-> west loses packets over 1400 bytes (4 so far)\n" +
+		"every link loses 5 % (7 so far)\nclock of agent east/node1: wrong by -1h0m0s\n"; out.String() != want {
 		t.Errorf("got %q", out.String())
 	}
 }
