@@ -268,7 +268,7 @@ func TestPeerComesBack(t *testing.T) {
 		for i := range 50 {
 			round()
 			if i == 4 || i == 49 {
-				time.Sleep(2 * time.Minute)
+				time.Sleep(40 * time.Second)
 				after := m.sizes()
 				t.Log(after)
 				if i == 49 && after != before {
