@@ -116,6 +116,9 @@ func (p *port) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (
 		}
 		return nil, fmt.Errorf("%s: %w", a.Addr, os.ErrDeadlineExceeded)
 	}
+	// Not while the port is being closed: nobody would read it, and a pipe has no buffer for what memberlist writes without a deadline.
+	p.net.mu.Lock()
+	defer p.net.mu.Unlock()
 	if to == nil || to.closed() {
 		return nil, fmt.Errorf("%s: connection refused", a.Addr)
 	}
@@ -146,6 +149,8 @@ func (p *port) closed() bool {
 
 // Shutdown closes the socket; connections that nobody has accepted end.
 func (p *port) Shutdown() error {
+	p.net.mu.Lock()
+	defer p.net.mu.Unlock()
 	p.once.Do(func() { close(p.done) })
 	for {
 		select {

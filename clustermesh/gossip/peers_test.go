@@ -268,7 +268,7 @@ func TestPeerComesBack(t *testing.T) {
 		for i := range 50 {
 			round()
 			if i == 4 || i == 49 {
-				time.Sleep(2 * time.Minute)
+				time.Sleep(40 * time.Second)
 				after := m.sizes()
 				t.Log(after)
 				if i == 49 && after != before {
@@ -301,4 +301,35 @@ func (m *mesh) sizes() string {
 		n.Gossip.mu.Unlock()
 	}
 	return out
+}
+
+// TestBlockedPeer: all nodes of a cluster know that UDP does not pass to another, while TCP does.
+func TestBlockedPeer(t *testing.T) {
+	inFakeTime(t, func(t *testing.T) {
+		m := newMesh(t)
+		for _, name := range []string{"east/n1", "east/n2", "east/n3", "east/n4", "west/n1"} {
+			m.add(name)
+		}
+		m.start()
+		blocked := func(share float64, want int) {
+			t.Helper()
+			for _, n := range m.nodes {
+				if n.row.Cluster == "east" {
+					m.net.lose(n.row.Address, m.nodes["west/n1"].row.Address, share)
+				}
+			}
+			m.eventually("blocked", func() string {
+				for name, n := range m.nodes {
+					o := n.Overview()
+					told := slices.ContainsFunc(o.Problems, func(p string) bool { return strings.Contains(p, "over UDP does not pass") })
+					if n.row.Cluster == "east" && (len(o.Blocked["west"]) != want || told != (want > 0)) {
+						return fmt.Sprintf("%s: by %v; %v", name, o.Blocked, o.Problems)
+					}
+				}
+				return ""
+			})
+		}
+		blocked(0.999999, Speakers) // TCP makes up for loss, here
+		blocked(0, 0)
+	})
 }
