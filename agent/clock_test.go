@@ -15,7 +15,7 @@ func TestClock(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := c.Now().Sub(time.Now()); got != want {
+			if got := -time.Since(c.Now()); got != want {
 				t.Errorf("%q: the clock is %v ahead, want %v", text, got, want)
 			}
 		})

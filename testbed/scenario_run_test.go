@@ -201,6 +201,25 @@ no request failed
 	})
 }
 
+func TestScenarioFaults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWorld()
+		events, _, err := play(t, w, "mtu east west/node1 1400\nclock east +5m\nclock west/node2 -1h\nclock east 0\nheal\n")
+		if err != nil || len(events) < 5 {
+			t.Fatalf("%v, %+v", err, events)
+		}
+		want := []string{"east <-> west/node1 loses packets over 1400 bytes", "clock east 5m0s", "clock west/node2 -1h0m0s", "clock east 0s", "heal"}
+		if !slices.Equal(w.done, want) {
+			t.Errorf("done: %q", w.done)
+		}
+	})
+	for _, st := range mustParse(t, "mtu east west 1400\nclock east +5m\n", false).steps {
+		if !st.action.fault {
+			t.Errorf("%q: requests may not fail by it", st.text)
+		}
+	}
+}
+
 // Each kind of expectation fails with its line, what was expected and what there was.
 func TestScenarioFails(t *testing.T) {
 	failures := &LoadResult{Requests: 10, Failed: 1, Errors: map[string]int{"timeout": 1}, Servers: map[string]int{"west/shop-node1": 9}}
