@@ -188,7 +188,7 @@ func verb(n int, one, many string) string {
 	return many
 }
 
-// prepare writes down what is going to be made, then makes what is not network: files, certificates, cgroups.
+// prepare writes down what is going to be made, then makes what is not network: files, cgroups.
 func (b *Bed) prepare(s *State, o *Options) error {
 	mount, err := b.cgroupMount()
 	if err != nil {
@@ -202,9 +202,6 @@ func (b *Bed) prepare(s *State, o *Options) error {
 		return err
 	}
 	if err := b.installBinary(o.Binary); err != nil {
-		return err
-	}
-	if err := b.makePKI(s.Clusters); err != nil {
 		return err
 	}
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {
