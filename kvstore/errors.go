@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -20,6 +23,8 @@ func (e *etcd) requestError(what, key string, err error) error {
 		return fmt.Errorf("%s: %w", where, ErrClosed)
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", where, err)
+	case denied(err):
+		return fmt.Errorf("%s: %w: %w", where, ErrDenied, err)
 	case !unavailable(err):
 		return fmt.Errorf("%s: %w", where, err)
 	}
@@ -48,4 +53,29 @@ func errorCode(err error) codes.Code {
 		return coded.Code()
 	}
 	return status.Code(err)
+}
+
+// denied tells whether err means that the store does not let us do that, be it for want of a user or of a right.
+func denied(err error) bool {
+	switch errorCode(err) {
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return true
+	}
+	for _, is := range []error{rpctypes.ErrUserEmpty, rpctypes.ErrUserNotFound, rpctypes.ErrAuthFailed} {
+		if errors.Is(rpctypes.Error(err), is) {
+			return true
+		}
+	}
+	// A watch is told so in words alone.
+	return strings.Contains(err.Error(), rpctypes.ErrPermissionDenied.Error())
+}
+
+// withNewestUsers makes a request, anew as long as etcd only says that users or roles have changed while it was under way. Nothing was done then.
+func withNewestUsers[T any](ctx context.Context, request func() (T, error)) (T, error) {
+	for {
+		answer, err := request()
+		if !errors.Is(rpctypes.Error(err), rpctypes.ErrAuthOldRevision) || !sleep(ctx, time.Millisecond) {
+			return answer, err
+		}
+	}
 }

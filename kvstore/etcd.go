@@ -25,6 +25,8 @@ const (
 	// sets as TCP_USER_TIMEOUT: a connection whose data (such as the probe's) isn't acknowledged for that long is dropped.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second
+	// maxAnswer is the largest answer that is taken, in bytes, so that no server can fill our memory with one. A single key has 1.5 MiB at most.
+	maxAnswer = 32 << 20
 	// listPage is the number of keys that one request of a listing returns.
 	listPage = 1000
 )
@@ -56,20 +58,9 @@ func Dial(ctx context.Context, cfg Config) (Store, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            cfg.Endpoints,
-		TLS:                  cfg.TLS,
-		DialKeepAliveTime:    keepaliveTime,
-		DialKeepAliveTimeout: keepaliveTimeout,
-		PermitWithoutStream:  true,
-		Logger:               zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
-			MinConnectTimeout: dialTimeout,
-		})},
-	})
+	client, err := newClient(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("kvstore: set up client for %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+		return nil, err
 	}
 	e := &etcd{
 		client:    client,
@@ -84,6 +75,27 @@ func Dial(ctx context.Context, cfg Config) (Store, error) {
 	e.spawn(func() { e.health(e.ctx) })
 	e.spawn(func() { e.session.run(e.ctx, e.contact) })
 	return e, nil
+}
+
+// newClient returns a client of etcd, which connects when it is used.
+func newClient(cfg Config) (*clientv3.Client, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            cfg.Endpoints,
+		TLS:                  cfg.TLS,
+		DialKeepAliveTime:    keepaliveTime,
+		DialKeepAliveTimeout: keepaliveTimeout,
+		PermitWithoutStream:  true,
+		MaxCallRecvMsgSize:   maxAnswer,
+		Logger:               zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: dialTimeout,
+		})},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kvstore: set up client for %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+	}
+	return client, nil
 }
 
 // spawn runs f in a goroutine that Close waits for; it returns false, and doesn't, after Close.
@@ -139,7 +151,7 @@ func (e *etcd) Get(ctx context.Context, key string) (Entry, error) {
 	rctx, cancel := e.request(ctx)
 	defer cancel()
 	before := e.contact.before()
-	resp, err := e.client.Get(rctx, key)
+	resp, err := withNewestUsers(rctx, func() (*clientv3.GetResponse, error) { return e.client.Get(rctx, key) })
 	if err != nil {
 		return Entry{}, e.requestError("get", key, err)
 	}
@@ -188,7 +200,9 @@ func (e *etcd) page(ctx context.Context, from, end string, revision int64) (*cli
 	ctx, cancel := e.request(ctx)
 	defer cancel()
 	before := e.contact.before()
-	resp, err := e.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(revision))
+	resp, err := withNewestUsers(ctx, func() (*clientv3.GetResponse, error) {
+		return e.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(revision))
+	})
 	if err != nil {
 		return nil, err
 	}

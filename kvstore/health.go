@@ -52,7 +52,9 @@ func (e *etcd) probe(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	before := e.contact.before()
-	resp, err := e.probeKV.Range(ctx, &pb.RangeRequest{Key: []byte(Prefix + "heartbeat"), CountOnly: true})
+	resp, err := withNewestUsers(ctx, func() (*pb.RangeResponse, error) {
+		return e.probeKV.Range(ctx, &pb.RangeRequest{Key: []byte(Prefix + "heartbeat"), CountOnly: true})
+	})
 	switch {
 	case e.ctx.Err() != nil:
 	case err != nil:

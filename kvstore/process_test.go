@@ -57,6 +57,7 @@ type processConfig struct {
 type process struct {
 	config processConfig
 	client Config
+	ca     *testCA
 	cmd    *exec.Cmd
 }
 
@@ -64,7 +65,7 @@ type process struct {
 func startProcess(t testing.TB) *process {
 	t.Helper()
 	ca := newTestCA(t)
-	p := &process{config: processConfig{DataDir: t.TempDir(), ListenClient: freeAddress(t), CAFile: ca.file}}
+	p := &process{ca: ca, config: processConfig{DataDir: t.TempDir(), ListenClient: freeAddress(t), CAFile: ca.file}}
 	p.config.CertFile, p.config.KeyFile = ca.issue(t, "server")
 	p.client = Config{Endpoints: []string{p.config.ListenClient}, CAFile: ca.file}
 	p.client.CertFile, p.client.KeyFile = ca.issue(t, "client")

@@ -112,7 +112,9 @@ func (s *session) tryWrite(ctx context.Context, conds []Condition, ops []Op) (*c
 			return nil, lease, err
 		}
 	}
-	resp, err := s.client.Txn(ctx).If(etcdCompares(conds)...).Then(etcdOps(ops, lease)...).Commit()
+	resp, err := withNewestUsers(ctx, func() (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(etcdCompares(conds)...).Then(etcdOps(ops, lease)...).Commit()
+	})
 	if err == nil && resp.Succeeded {
 		s.remember(conds, ops)
 	}
@@ -285,7 +287,7 @@ func (s *session) rewriteBatch(ctx context.Context, lease clientv3.LeaseID, keys
 		ops[i] = s.owned[key].rewriteOp(key, lease)
 	}
 	s.mu.Unlock()
-	resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+	resp, err := withNewestUsers(ctx, func() (*clientv3.TxnResponse, error) { return s.client.Txn(ctx).Then(ops...).Commit() })
 	if err != nil {
 		return err
 	}
