@@ -140,3 +140,24 @@ func (c *Config) loadTLS() (*tls.Config, error) {
 		},
 	}, nil
 }
+
+// user returns the common name of the certificate that we show, for messages; empty without one.
+func (c *Config) user() string {
+	if c.TLS == nil {
+		return ""
+	}
+	var cert *tls.Certificate
+	if c.TLS.GetClientCertificate != nil {
+		cert, _ = c.TLS.GetClientCertificate(new(tls.CertificateRequestInfo))
+	} else if len(c.TLS.Certificates) > 0 {
+		cert = &c.TLS.Certificates[0]
+	}
+	if cert == nil || len(cert.Certificate) == 0 {
+		return ""
+	}
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return ""
+	}
+	return leaf.Subject.CommonName
+}

@@ -14,6 +14,8 @@ import (
 type harness struct {
 	// open returns a client of the one store, which is empty at first.
 	open func(t *testing.T) Store
+	// limited is open with a quota for watches.
+	limited func(t *testing.T, q Quota) Store
 	// expire takes the store away from all clients for longer than the leases last, does
 	// during to the store, and gives it back.
 	expire func(t *testing.T, during func(Store))
@@ -47,6 +49,9 @@ func testContract(t *testing.T, start func(t *testing.T) *harness) {
 		"leased keys in a wiped store":      testLeaseWiped,
 		"close keeps leased keys":           testClose,
 		"a claimed key stays with the next": testClaimed,
+		"quota of entries":                  testQuota,
+		"quota of bytes":                    testQuotaBytes,
+		"quota after compaction":            testQuotaCompacted,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

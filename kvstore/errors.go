@@ -57,8 +57,14 @@ func errorCode(err error) codes.Code {
 
 // denied tells whether err means that the store does not let us do that, be it for want of a user or of a right.
 func denied(err error) bool {
+	if err == nil {
+		return false
+	}
 	switch errorCode(err) {
 	case codes.PermissionDenied, codes.Unauthenticated:
+		return true
+	}
+	if errors.Is(err, ErrDenied) {
 		return true
 	}
 	for _, is := range []error{rpctypes.ErrUserEmpty, rpctypes.ErrUserNotFound, rpctypes.ErrAuthFailed} {

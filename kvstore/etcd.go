@@ -18,6 +18,7 @@ import (
 const (
 	// maxBackoff is the longest pause between two attempts at anything that is tried until it works.
 	maxBackoff = time.Second
+	minBackoff = 50 * time.Millisecond
 	// dialTimeout of one attempt to connect, TLS included. Short, because an attempt that was begun
 	// while packets were lost waits for TCP's ever slower retransmissions.
 	dialTimeout = 3 * time.Second
@@ -27,8 +28,6 @@ const (
 	keepaliveTimeout = 3 * time.Second
 	// maxAnswer is the largest answer that is taken, in bytes, so that no server can fill our memory with one. A single key has 1.5 MiB at most.
 	maxAnswer = 32 << 20
-	// listPage is the number of keys that one request of a listing returns.
-	listPage = 1000
 )
 
 // etcd implements Store on an etcd client.
@@ -36,9 +35,12 @@ type etcd struct {
 	client  *clientv3.Client
 	probeKV pb.KVClient
 	timeout time.Duration
+	quota   Quota
 	where   string // the endpoints, for messages
 	contact *contact
 	session *session
+	// doubt makes the health check ask at once.
+	doubt chan struct{}
 	// ctx ends with Close.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -66,12 +68,14 @@ func Dial(ctx context.Context, cfg Config) (Store, error) {
 		client:    client,
 		probeKV:   pb.NewKVClient(client.ActiveConnection()),
 		timeout:   cfg.RequestTimeout,
+		quota:     cfg.Quota,
 		where:     strings.Join(cfg.Endpoints, ", "),
 		endpoints: cfg.Endpoints,
+		doubt:     make(chan struct{}, 1),
 	}
 	e.ctx, e.cancel = context.WithCancel(ctx)
 	e.session = newSession(client, cfg)
-	e.contact = newContact(e.where, cfg.Log, e.session.wake)
+	e.contact = newContact(e.where, cfg.user, cfg.Log, e.session.wake)
 	e.spawn(func() { e.health(e.ctx) })
 	e.spawn(func() { e.session.run(e.ctx, e.contact) })
 	return e, nil
@@ -161,53 +165,6 @@ func (e *etcd) Get(ctx context.Context, key string) (Entry, error) {
 	}
 	kv := resp.Kvs[0]
 	return Entry{Key: key, Value: kv.Value, Revision: kv.ModRevision}, nil
-}
-
-// List implements Store.
-func (e *etcd) List(ctx context.Context, prefix string) ([]Entry, error) {
-	entries, _, err := e.list(ctx, prefix)
-	return entries, err
-}
-
-// list returns all entries under prefix as of one revision, which it returns too. It
-// reads them page by page, each with its own request timeout.
-func (e *etcd) list(ctx context.Context, prefix string) ([]Entry, int64, error) {
-	var entries []Entry
-	var revision int64
-	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-	if prefix == "" {
-		from, end = "\x00", "\x00"
-	}
-	for {
-		resp, err := e.page(ctx, from, end, revision)
-		if err != nil {
-			return nil, 0, e.requestError("list", prefix, err)
-		}
-		if revision == 0 {
-			revision = resp.Header.Revision
-		}
-		for _, kv := range resp.Kvs {
-			entries = append(entries, Entry{Key: string(kv.Key), Value: kv.Value, Revision: kv.ModRevision})
-		}
-		if !resp.More || len(resp.Kvs) == 0 {
-			return entries, revision, nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
-}
-
-func (e *etcd) page(ctx context.Context, from, end string, revision int64) (*clientv3.GetResponse, error) {
-	ctx, cancel := e.request(ctx)
-	defer cancel()
-	before := e.contact.before()
-	resp, err := withNewestUsers(ctx, func() (*clientv3.GetResponse, error) {
-		return e.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(listPage), clientv3.WithRev(revision))
-	})
-	if err != nil {
-		return nil, err
-	}
-	e.contact.linearized(before, resp.Header)
-	return resp, nil
 }
 
 // Put implements Store.

@@ -20,13 +20,16 @@ func memoryHarness(t *testing.T) *harness {
 			c.Reconnect()
 		}
 	}
+	open := func(t *testing.T, q Quota) Store {
+		c := server.Client()
+		c.SetQuota(q)
+		clients = append(clients, c)
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
 	return &harness{
-		open: func(t *testing.T) Store {
-			c := server.Client()
-			clients = append(clients, c)
-			t.Cleanup(func() { c.Close() })
-			return c
-		},
+		open:    func(t *testing.T) Store { return open(t, Quota{}) },
+		limited: open,
 		expire: func(t *testing.T, during func(Store)) {
 			away(func() { server.ExpireLeases(); during(server) })
 		},
@@ -42,11 +45,12 @@ func etcdHarness(t *testing.T) *harness {
 	server := startProcess(t)
 	link := startLink(t, server.config.ListenClient)
 	const ttl = 2 * time.Second
-	open := func(t *testing.T) Store {
-		return server.dial(t, func(c *Config) { c.Endpoints, c.LeaseTTL = []string{link.address}, ttl })
+	open := func(t *testing.T, q Quota) Store {
+		return server.dial(t, func(c *Config) { c.Endpoints, c.LeaseTTL, c.Quota = []string{link.address}, ttl, q })
 	}
 	return &harness{
-		open: open,
+		open:    func(t *testing.T) Store { return open(t, Quota{}) },
+		limited: open,
 		expire: func(t *testing.T, during func(Store)) {
 			link.cut()
 			direct := server.dial(t, nil)

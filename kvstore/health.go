@@ -16,24 +16,31 @@ const (
 	// Together they bound how long a silent death of the server stays unnoticed: 4 s.
 	probeInterval = 2 * time.Second
 	probeTimeout  = 2 * time.Second
+	// deniedInterval is the longest pause between two probes, and between two attempts to watch, of a store that denies us: it is up to people to change that.
+	deniedInterval = 10 * time.Second
 )
 
 // health asks the server for a sign of life, at once whenever the connection changes its
 // state and otherwise when nothing was heard for probeInterval, until ctx ends.
 func (e *etcd) health(ctx context.Context) {
-	changed := make(chan struct{}, 1)
-	e.spawn(func() { connectionChanges(ctx, e.client.ActiveConnection(), changed) })
+	e.spawn(func() { connectionChanges(ctx, e.client.ActiveConnection(), e.doubt) })
+	interval := probeInterval
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-changed:
+		case <-e.doubt:
 		case <-timer.C:
 		}
 		e.probe(ctx)
-		timer.Reset(probeInterval)
+		if e.contact.isDenied() {
+			interval = min(interval*3/2, deniedInterval)
+		} else {
+			interval = probeInterval
+		}
+		timer.Reset(interval)
 	}
 }
 
@@ -43,6 +50,14 @@ func connectionChanges(ctx context.Context, conn *grpc.ClientConn, changed chan<
 		case changed <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// ask has the health check ask now.
+func (e *etcd) ask() {
+	select {
+	case e.doubt <- struct{}{}:
+	default:
 	}
 }
 

@@ -2,6 +2,7 @@ package kvstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,6 +29,8 @@ type Memory struct {
 	generation   int // of the store, as this client last knew it
 	lease        int64
 	owned        map[string]ownedKey
+	quota        Quota
+	excess       map[*memoryWatch]int // keys that watches leave out
 }
 
 var _ Store = (*Memory)(nil)
@@ -45,7 +48,14 @@ func (m *Memory) Client() *Memory {
 	return m.store.client()
 }
 
-// Fail makes every request of this client fail with err, until Fail(nil). Watches go on.
+// SetQuota bounds what the watches of this client hold that begin from now on, like Config.Quota.
+func (m *Memory) SetQuota(q Quota) {
+	m.store.mu.Lock()
+	defer m.store.mu.Unlock()
+	m.quota = q
+}
+
+// Fail makes every request of this client fail with err, until Fail(nil). Watches go on. With ErrDenied, Status says that too.
 func (m *Memory) Fail(err error) {
 	m.store.mu.Lock()
 	defer m.store.mu.Unlock()
@@ -173,9 +183,14 @@ func (m *Memory) Status() Status {
 	if m.lease != 0 {
 		status.Lease = fmt.Sprintf("%x", m.lease)
 	}
+	for _, n := range m.excess {
+		status.Excess += n
+	}
 	switch {
 	case m.closed:
 		status.LastError = ErrClosed.Error()
+	case errors.Is(m.fault, ErrDenied):
+		status.Connected, status.Denied, status.LastError = false, true, "memory: "+m.fault.Error()
 	case m.disconnected:
 		status.LastError = "memory: disconnected"
 	}
@@ -289,13 +304,19 @@ type memoryStore struct {
 	leases   map[int64]bool
 	granted  int64
 	// history has every change after revision compacted, oldest first.
-	history   []Event
+	history   []memoryEvent
 	compacted int64
 	// generation counts wipes.
 	generation int
 	clients    []*Memory
 	// changed is closed and made anew whenever a watch may have something to do.
 	changed chan struct{}
+}
+
+// memoryEvent is a change of the history.
+type memoryEvent struct {
+	Event
+	created bool
 }
 
 type memoryKey struct {
@@ -309,7 +330,7 @@ func (k memoryKey) entry(key string) Entry {
 }
 
 func (s *memoryStore) client() *Memory {
-	m := &Memory{store: s, owned: make(map[string]ownedKey), generation: s.generation, lastContact: time.Now()}
+	m := &Memory{store: s, owned: make(map[string]ownedKey), excess: make(map[*memoryWatch]int), generation: s.generation, lastContact: time.Now()}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	s.clients = append(s.clients, m)
 	return m
@@ -345,9 +366,10 @@ func (s *memoryStore) list(prefix string) []Entry {
 
 func (s *memoryStore) put(key string, value []byte, lease, revision int64) {
 	k := memoryKey{value: slices.Clone(value), revision: revision, lease: lease}
+	_, exists := s.keys[key]
 	s.keys[key] = k
 	s.revision = revision
-	s.history = append(s.history, Event{Kind: EventPut, Entry: k.entry(key)})
+	s.history = append(s.history, memoryEvent{Event{Kind: EventPut, Entry: k.entry(key)}, !exists})
 }
 
 func (s *memoryStore) delete(key string, revision int64) {
@@ -356,7 +378,7 @@ func (s *memoryStore) delete(key string, revision int64) {
 	}
 	delete(s.keys, key)
 	s.revision = revision
-	s.history = append(s.history, Event{Kind: EventDelete, Entry: Entry{Key: key, Revision: revision}})
+	s.history = append(s.history, memoryEvent{Event: Event{Kind: EventDelete, Entry: Entry{Key: key, Revision: revision}}})
 }
 
 func (s *memoryStore) announce() {

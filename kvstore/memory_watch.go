@@ -21,7 +21,8 @@ func (m *Memory) Watch(ctx context.Context, prefix string) <-chan Batch {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(m.ctx, cancel)()
-		w := &memoryWatch{Memory: m, prefix: prefix, seen: newSeen(), generation: -1}
+		w := &memoryWatch{Memory: m, prefix: prefix, seen: newSeen(m.quota), generation: -1}
+		defer w.forget()
 		w.run(ctx, out)
 	})
 	return out
@@ -60,7 +61,7 @@ func (w *memoryWatch) next() (b Batch, ready bool, changed <-chan struct{}) {
 	switch {
 	case w.disconnected:
 		return Batch{}, false, s.changed
-	case w.generation != s.generation || w.revision < s.compacted:
+	case w.generation != s.generation || w.revision < s.compacted || w.seen.wantsListing():
 		b = w.list()
 		return b, true, nil
 	}
@@ -68,10 +69,17 @@ func (w *memoryWatch) next() (b Batch, ready bool, changed <-chan struct{}) {
 	b.Revision = s.revision
 	w.revision = s.revision
 	for _, ev := range s.history[from:] {
-		if strings.HasPrefix(ev.Key, w.prefix) && w.seen.apply(ev) {
+		if !strings.HasPrefix(ev.Key, w.prefix) {
+			continue
+		}
+		if ev, needed := w.seen.apply(ev.Event, ev.created); needed {
 			ev.Value = slices.Clone(ev.Value)
 			b.Events = append(b.Events, ev)
 		}
+	}
+	w.excess[w] = w.seen.excess
+	if len(b.Events) == 0 && w.seen.wantsListing() {
+		return w.list(), true, nil
 	}
 	return b, len(b.Events) > 0, s.changed
 }
@@ -80,5 +88,13 @@ func (w *memoryWatch) list() Batch {
 	s := w.store
 	sameStore := w.generation == -1 || w.generation == s.generation
 	w.generation, w.revision = s.generation, s.revision
-	return Batch{Events: w.seen.replace(s.list(w.prefix), s.revision, sameStore), Listed: true, Revision: s.revision}
+	b := Batch{Events: w.seen.replace(s.list(w.prefix), s.revision, sameStore), Listed: true, Revision: s.revision}
+	w.excess[w] = w.seen.excess
+	return b
+}
+
+func (w *memoryWatch) forget() {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	delete(w.excess, w)
 }

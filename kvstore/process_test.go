@@ -37,6 +37,7 @@ func serverMain(config string) int {
 	cfg := ServerConfig{
 		DataDir: p.DataDir, ListenClient: p.ListenClient, CAFile: p.CAFile, CertFile: p.CertFile, KeyFile: p.KeyFile,
 		UnsafeNoFsync: true, LogLevel: "error",
+		Limited: func(user string) bool { return strings.HasPrefix(user, "peer-") },
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()

@@ -20,7 +20,7 @@ func TestSeen(t *testing.T) {
 		"same revision, other value":  {[]Entry{entry("a", "x", 5), entry("b", "1", 6), entry("c", "1", 7)}, false, "put a=x"},
 		"empty":                       {nil, true, "delete a, delete b, delete c"},
 	} {
-		s := newSeen()
+		s := newSeen(Quota{})
 		s.replace(before, 8, true)
 		if got := describe(Batch{Events: s.replace(c.now, 10, c.sameStore)}); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
@@ -32,14 +32,14 @@ func TestSeen(t *testing.T) {
 }
 
 func TestSeenDropsRepeatedEvents(t *testing.T) {
-	s := newSeen()
+	s := newSeen(Quota{})
 	put := Event{Kind: EventPut, Entry: Entry{Key: "a", Revision: 5}}
 	del := Event{Kind: EventDelete, Entry: Entry{Key: "a", Revision: 6}}
 	for i, c := range []struct {
 		ev   Event
 		want bool
 	}{{put, true}, {put, false}, {del, true}, {del, false}, {Event{Kind: EventDelete, Entry: Entry{Key: "never", Revision: 7}}, false}} {
-		if got := s.apply(c.ev); got != c.want {
+		if _, got := s.apply(c.ev, true); got != c.want {
 			t.Errorf("event %d: needed %t, want %t", i, got, c.want)
 		}
 	}

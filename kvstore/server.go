@@ -10,9 +10,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/auth"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"google.golang.org/grpc"
@@ -40,6 +43,9 @@ type ServerConfig struct {
 	// LogLevel of etcd's own log: debug, info, warn (if empty) or error. LogOutput is stderr if nil.
 	LogLevel  string
 	LogOutput io.Writer
+	// Limited tells of a user (the common name of a client's certificate) whether it may at best read and watch, whatever etcd would let it do: the users of
+	// other clusters. Nil is nobody.
+	Limited func(user string) bool
 	// Ready, if not nil, is called once when clients are served, with the address.
 	Ready func(net.Addr)
 }
@@ -150,12 +156,33 @@ func startServer(cfg ServerConfig, streams *streams) (*embed.Etcd, error) {
 	if err != nil {
 		return nil, err
 	}
-	ec.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(streams.intercept)}
+	limits := newLimits(cfg.Limited)
+	ec.GRPCAdditionalServerOptions = []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(limits.call, streams.call),
+		grpc.ChainStreamInterceptor(limits.stream, streams.stream),
+	}
 	server, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, cfg.explain(err)
 	}
+	auth := server.Server.AuthStore()
+	streams.setHolders(func(role string) []string { return usersWith(auth, role) })
 	return server, nil
+}
+
+// usersWith returns the users that have a role.
+func usersWith(store auth.AuthStore, role string) (users []string) {
+	all, err := store.UserList(&pb.AuthUserListRequest{})
+	if err != nil {
+		return nil // it has no way to fail
+	}
+	for _, user := range all.Users {
+		got, err := store.UserGet(&pb.AuthUserGetRequest{Name: user})
+		if err == nil && slices.Contains(got.Roles, role) {
+			users = append(users, user)
+		}
+	}
+	return users
 }
 
 // embed translates to etcd's configuration.
@@ -179,6 +206,7 @@ func (c *ServerConfig) embed() (*embed.Config, error) {
 	ec.TlsMinVersion = "TLS1.3"
 	ec.EnableGRPCGateway = false
 	ec.GRPCKeepAliveMinTime = time.Second
+	ec.MaxConcurrentStreams = maxCalls
 
 	// The only member has no peers: it listens for none, and the address that it must advertise is never used.
 	ec.ListenPeerUrls = nil

@@ -9,6 +9,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// roomPause is the least time between a listing and one that is only made because there is room in the quota.
+const roomPause = 3 * time.Second
+
 // Watch implements Store.
 func (e *etcd) Watch(ctx context.Context, prefix string) <-chan Batch {
 	out := make(chan Batch)
@@ -17,7 +20,8 @@ func (e *etcd) Watch(ctx context.Context, prefix string) <-chan Batch {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(e.ctx, cancel)()
-		w := &watch{etcd: e, prefix: prefix, out: out, seen: newSeen()}
+		w := &watch{etcd: e, prefix: prefix, out: out, seen: newSeen(e.quota)}
+		defer e.contact.forget(w)
 		w.run(ctx)
 	})
 	if !started {
@@ -34,23 +38,28 @@ type watch struct {
 	seen   *seen
 	// revision up to which everything was delivered.
 	revision int64
+	// listed is the generation of the store that was last listed, at listedAt.
+	listed   <-chan struct{}
+	listedAt time.Time
+	// listAnew ends follow; room does that when there is room in the quota, and is nil if there is none to be had.
+	listAnew func()
+	room     *time.Timer
 }
 
 func (w *watch) run(ctx context.Context) {
-	var listed <-chan struct{} // the generation of the store that was last listed
 	for ctx.Err() == nil {
 		generation := w.contact.current()
-		entries, revision, ok := w.listUntil(ctx)
+		l, revision, rest, ok := w.listUntil(ctx, w.listed == nil || w.listed == generation)
 		if !ok {
 			return
 		}
 		if generation != w.contact.current() {
 			continue // the listing may mix two stores
 		}
-		w.revision = revision
-		events := w.seen.replace(entries, revision, listed == nil || listed == generation)
-		listed = generation
-		if !w.deliver(ctx, Batch{Events: events, Listed: true, Revision: revision}) {
+		w.listed, w.listedAt, w.revision = generation, time.Now(), revision
+		batch := Batch{Events: l.finish(revision, rest), Listed: true, Revision: revision}
+		w.contact.leftOut(w, w.seen.excess)
+		if !w.deliver(ctx, batch) {
 			return
 		}
 		w.follow(ctx, generation)
@@ -58,19 +67,48 @@ func (w *watch) run(ctx context.Context) {
 }
 
 // listUntil lists until it works; false means that ctx ended.
-func (w *watch) listUntil(ctx context.Context) (entries []Entry, revision int64, ok bool) {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, maxBackoff) {
-		entries, revision, err := w.list(ctx, w.prefix)
+func (w *watch) listUntil(ctx context.Context, sameStore bool) (l *listing, revision int64, rest int, ok bool) {
+	pause := minBackoff
+	for {
+		l = w.seen.list(sameStore)
+		revision, rest, err := w.list(ctx, w.prefix, func(page []Entry) (enough bool) {
+			for _, entry := range page {
+				l.add(entry)
+			}
+			return l.enough()
+		})
+		w.contact.watchDenied(w, err)
 		if err == nil {
-			return entries, revision, true
+			return l, revision, rest, true
 		}
-		if !sleep(ctx, pause) {
-			return nil, 0, false
+		if pause, ok = w.rest(ctx, pause, err); !ok {
+			return nil, 0, 0, false
 		}
 	}
 }
 
-// follow delivers changes until the prefix must be listed anew (the history that is needed was compacted,
+// rest pauses after err, and returns how long the next pause is to be; false means that ctx ended. A watch that is denied gets ever
+// rarer, up to deniedInterval, but goes on at once when the health check is let in.
+func (w *watch) rest(ctx context.Context, pause time.Duration, err error) (next time.Duration, ok bool) {
+	most := maxBackoff
+	var admitted <-chan struct{}
+	if denied(err) {
+		most, admitted = deniedInterval, w.contact.admission()
+		w.ask()
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return 0, false
+	case <-admitted:
+		return minBackoff, true
+	case <-timer.C:
+		return min(2*pause, most), true
+	}
+}
+
+// follow delivers changes until the prefix must be listed anew (the history that is needed was compacted, there is room in the quota,
 // or the store is another one, which closes generation) or ctx ends. Everything else, such as lost connections,
 // it survives by going on from where it was.
 func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
@@ -83,61 +121,37 @@ func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
 		case <-ctx.Done():
 		}
 	})
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, maxBackoff) {
+	w.listAnew, w.room = cancel, nil
+	defer w.stopRoom()
+	w.lookForRoom()
+	for pause := minBackoff; ; {
 		start := w.revision
 		err := w.stream(ctx, generation)
-		if ctx.Err() != nil || errors.Is(err, rpctypes.ErrCompacted) {
+		if ctx.Err() != nil || errors.Is(err, rpctypes.ErrCompacted) || tooLarge(err) {
 			return
 		}
 		if w.revision != start {
-			pause = 50 * time.Millisecond
+			pause = minBackoff
 		}
-		if !sleep(ctx, pause) {
+		w.contact.watchDenied(w, err)
+		ok := false
+		if pause, ok = w.rest(ctx, pause, err); !ok {
 			return
 		}
 	}
 }
 
-// stream delivers what one watch of etcd's client brings, until that ends.
-func (w *watch) stream(ctx context.Context, generation <-chan struct{}) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	opts := []clientv3.OpOption{clientv3.WithRev(w.revision + 1), clientv3.WithProgressNotify(), clientv3.WithFragment(), clientv3.WithPrefix()}
-	for resp := range w.client.Watch(ctx, w.prefix, opts...) {
-		if err := resp.Err(); err != nil {
-			return err
-		}
-		w.contact.answered(resp.Header)
-		select {
-		case <-generation: // not the store that was listed: its events must be seen as a difference
-			return nil
-		default:
-		}
-		if !w.changes(ctx, resp) {
-			return nil
-		}
+// lookForRoom makes follow end, now or in a while, if keys that are left out may have room by then.
+func (w *watch) lookForRoom() {
+	if w.room == nil && w.seen.wantsListing() {
+		w.room = time.AfterFunc(max(0, roomPause-time.Since(w.listedAt)), w.listAnew)
 	}
-	return nil
 }
 
-// changes delivers the events of one response; false means that ctx ended.
-func (w *watch) changes(ctx context.Context, resp clientv3.WatchResponse) bool {
-	if len(resp.Events) == 0 {
-		w.revision = max(w.revision, resp.Header.Revision)
-		return true
+func (w *watch) stopRoom() {
+	if w.room != nil {
+		w.room.Stop()
 	}
-	w.revision = max(w.revision, resp.Events[len(resp.Events)-1].Kv.ModRevision)
-	batch := Batch{Revision: w.revision}
-	for _, raw := range resp.Events {
-		ev := Event{Kind: EventPut, Entry: Entry{Key: string(raw.Kv.Key), Value: raw.Kv.Value, Revision: raw.Kv.ModRevision}}
-		if raw.Type == clientv3.EventTypeDelete {
-			ev.Kind, ev.Value = EventDelete, nil
-		}
-		if w.seen.apply(ev) {
-			batch.Events = append(batch.Events, ev)
-		}
-	}
-	return len(batch.Events) == 0 || w.deliver(ctx, batch)
 }
 
 func (w *watch) deliver(ctx context.Context, b Batch) bool {
