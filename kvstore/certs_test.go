@@ -37,7 +37,14 @@ func newTestCA(t testing.TB) *testCA {
 // issue returns the files of a certificate that serves both servers and clients.
 func (ca *testCA) issue(t testing.TB, name string) (certFile, keyFile string) {
 	t.Helper()
+	return ca.issueUntil(t, name, time.Time{})
+}
+
+// issueUntil is issue with the time when the certificate expires; zero is in a day.
+func (ca *testCA) issueUntil(t testing.TB, name string, end time.Time) (certFile, keyFile string) {
+	t.Helper()
 	ca.sign(t, &x509.Certificate{
+		NotAfter:    end,
 		Subject:     pkix.Name{CommonName: name},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -55,7 +62,10 @@ func (ca *testCA) sign(t testing.TB, template *x509.Certificate, name string) (*
 	if err != nil {
 		t.Fatal(err)
 	}
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(24 * time.Hour)
+	}
+	template.NotBefore = time.Now().Add(-time.Hour)
 	parent, signer := ca.cert, ca.key
 	if parent == nil {
 		parent, signer = template, key

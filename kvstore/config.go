@@ -1,11 +1,13 @@
 package kvstore
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -35,6 +37,8 @@ type Config struct {
 	// RequestTimeout bounds every request, a wait for the connection included, 5 s if 0. The
 	// caller's context may be shorter.
 	RequestTimeout time.Duration
+	// Dial makes connections to "host:port" instead of the net package's, for those that are to be made somewhere else, such as in another network namespace.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Quota bounds what a Watch holds and delivers, so that a store which somebody else fills cannot fill our memory; none if zero.
 	Quota Quota
 	// Log gets loss and return of the connection and of the lease; nothing for single requests, whose

@@ -83,6 +83,13 @@ func Dial(ctx context.Context, cfg Config) (Store, error) {
 
 // newClient returns a client of etcd, which connects when it is used.
 func newClient(cfg Config) (*clientv3.Client, error) {
+	options := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+		MinConnectTimeout: dialTimeout,
+	})}
+	if cfg.Dial != nil {
+		options = append(options, grpc.WithContextDialer(cfg.Dial))
+	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            cfg.Endpoints,
 		TLS:                  cfg.TLS,
@@ -91,10 +98,7 @@ func newClient(cfg Config) (*clientv3.Client, error) {
 		PermitWithoutStream:  true,
 		MaxCallRecvMsgSize:   maxAnswer,
 		Logger:               zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
-			MinConnectTimeout: dialTimeout,
-		})},
+		DialOptions:          options,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("kvstore: set up client for %s: %w", strings.Join(cfg.Endpoints, ", "), err)

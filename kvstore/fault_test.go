@@ -353,3 +353,29 @@ func TestServerListensForClientsOnly(t *testing.T) {
 		t.Errorf("server listens at %v", mine)
 	}
 }
+
+// TestExpiredCertificates: people and programs look for these words in LastError.
+func TestExpiredCertificates(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t)
+	past := time.Now().Add(-time.Minute)
+	client := p.client
+	client.CertFile, client.KeyFile = p.ca.issueUntil(t, "late", past)
+	late := p.dial(t, func(c *Config) { *c = client })
+	eventually(t, 10*time.Second, "the client's certificate has expired", func() bool {
+		return strings.Contains(late.Status().LastError, "remote error: tls: expired certificate")
+	})
+	// The server takes its new certificate for the next connection, like anybody.
+	p.ca.issueUntil(t, "server", past)
+	s := p.dial(t, nil)
+	eventually(t, 10*time.Second, "the server's certificate has expired", func() bool {
+		return strings.Contains(s.Status().LastError, "x509: certificate has expired or is not yet valid")
+	})
+	for _, status := range []Status{late.Status(), s.Status()} {
+		if status.Connected || status.Denied {
+			t.Errorf("status %+v", status)
+		}
+	}
+	p.ca.issue(t, "server")
+	eventually(t, 10*time.Second, "the server's certificate was renewed", func() bool { return s.Status().Connected })
+}

@@ -9,8 +9,12 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// listPage is the number of keys that one request of a listing returns at most. It is less when the answer would be larger than maxAnswer.
-const listPage = 1000
+const (
+	// listPage is the number of keys that one request of a listing returns at most. It is less when the answer would be larger than maxAnswer.
+	listPage = 1000
+	// smallPage is how many of the largest keys that etcd stores fit into maxAnswer.
+	smallPage = maxAnswer / (2 << 20)
+)
 
 // List implements Store.
 func (e *etcd) List(ctx context.Context, prefix string) (entries []Entry, err error) {
@@ -34,7 +38,7 @@ func (e *etcd) list(ctx context.Context, prefix string, take func(page []Entry) 
 	for limit := int64(listPage); ; {
 		resp, err := e.page(ctx, from, end, revision, limit)
 		if limit > 1 && tooLarge(err) {
-			limit /= 2
+			limit = min(limit/2, smallPage)
 			continue
 		}
 		if err != nil {

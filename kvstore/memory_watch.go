@@ -61,7 +61,7 @@ func (w *memoryWatch) next() (b Batch, ready bool, changed <-chan struct{}) {
 	switch {
 	case w.disconnected:
 		return Batch{}, false, s.changed
-	case w.generation != s.generation || w.revision < s.compacted || w.seen.wantsListing():
+	case w.generation != s.generation || w.revision < s.compacted:
 		b = w.list()
 		return b, true, nil
 	}
@@ -79,7 +79,7 @@ func (w *memoryWatch) next() (b Batch, ready bool, changed <-chan struct{}) {
 	}
 	w.excess[w] = w.seen.excess
 	if len(b.Events) == 0 && w.seen.wantsListing() {
-		return w.list(), true, nil
+		b = w.list()
 	}
 	return b, len(b.Events) > 0, s.changed
 }

@@ -49,6 +49,9 @@ func (w *watch) stream(ctx context.Context, generation <-chan struct{}) error {
 		}
 		if resp.Created {
 			w.contact.watchDenied(w, nil)
+			if w.contact.isDenied() {
+				w.ask() // not any more
+			}
 			continue
 		}
 		var complete []*mvccpb.Event

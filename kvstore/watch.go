@@ -47,6 +47,7 @@ type watch struct {
 }
 
 func (w *watch) run(ctx context.Context) {
+	forRoom := false // the listing is only made because there may be room in the quota
 	for ctx.Err() == nil {
 		generation := w.contact.current()
 		l, revision, rest, ok := w.listUntil(ctx, w.listed == nil || w.listed == generation)
@@ -59,10 +60,11 @@ func (w *watch) run(ctx context.Context) {
 		w.listed, w.listedAt, w.revision = generation, time.Now(), revision
 		batch := Batch{Events: l.finish(revision, rest), Listed: true, Revision: revision}
 		w.contact.leftOut(w, w.seen.excess)
-		if !w.deliver(ctx, batch) {
+		// The reader need not hear of a listing that was only made in case there is room.
+		if (!forRoom || len(batch.Events) > 0) && !w.deliver(ctx, batch) {
 			return
 		}
-		w.follow(ctx, generation)
+		forRoom = w.follow(ctx, generation)
 	}
 }
 
@@ -110,8 +112,8 @@ func (w *watch) rest(ctx context.Context, pause time.Duration, err error) (next 
 
 // follow delivers changes until the prefix must be listed anew (the history that is needed was compacted, there is room in the quota,
 // or the store is another one, which closes generation) or ctx ends. Everything else, such as lost connections,
-// it survives by going on from where it was.
-func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
+// it survives by going on from where it was. It returns whether it ended for the room.
+func (w *watch) follow(ctx context.Context, generation <-chan struct{}) (forRoom bool) {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	w.spawn(func() {
@@ -122,13 +124,13 @@ func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
 		}
 	})
 	w.listAnew, w.room = cancel, nil
-	defer w.stopRoom()
+	defer func() { forRoom = w.room != nil && !w.room.Stop() }()
 	w.lookForRoom()
 	for pause := minBackoff; ; {
 		start := w.revision
 		err := w.stream(ctx, generation)
 		if ctx.Err() != nil || errors.Is(err, rpctypes.ErrCompacted) || tooLarge(err) {
-			return
+			return false
 		}
 		if w.revision != start {
 			pause = minBackoff
@@ -136,7 +138,7 @@ func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
 		w.contact.watchDenied(w, err)
 		ok := false
 		if pause, ok = w.rest(ctx, pause, err); !ok {
-			return
+			return false
 		}
 	}
 }
@@ -145,12 +147,6 @@ func (w *watch) follow(ctx context.Context, generation <-chan struct{}) {
 func (w *watch) lookForRoom() {
 	if w.room == nil && w.seen.wantsListing() {
 		w.room = time.AfterFunc(max(0, roomPause-time.Since(w.listedAt)), w.listAnew)
-	}
-}
-
-func (w *watch) stopRoom() {
-	if w.room != nil {
-		w.room.Stop()
 	}
 }
 

@@ -26,7 +26,7 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 			ServiceCIDR: clusterServiceCIDR(c.ID),
 		},
 		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDR: n.PodCIDR},
-		KVStore: b.kvstoreConfig(c, c.Name, agentFile),
+		KVStore: b.kvstoreConfig(c, agentFile),
 		// The mesh is named by the bed's ID, so that two beds never mix.
 		Gossip:   agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},
 		Socket:   b.socket(c.Name, n.Name),
@@ -41,7 +41,7 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 		}
 		cfg.Peers = append(cfg.Peers, agent.PeerConfig{
 			Name: peer.Name, ID: peer.ID,
-			KVStore: b.kvstoreConfig(peer, c.Name, peerFile(c.Name)),
+			KVStore: b.kvstoreConfig(peer, peerFile(c.Name)),
 		})
 	}
 	doc, err := yaml.Marshal(cfg)
@@ -53,13 +53,13 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 
 func (l layout) agentConfig(cluster, n string) string { return l.path(cluster, n, "agent.yaml") }
 
-// kvstoreConfig is how agents of cluster user reach the store of c, with the named certificate of c's authority.
-func (l layout) kvstoreConfig(c ClusterState, user, cert string) agent.KVStoreConfig {
+// kvstoreConfig is how agents reach the store of c, with the named certificate of c's authority.
+func (l layout) kvstoreConfig(c ClusterState, cert string) agent.KVStoreConfig {
 	return agent.KVStoreConfig{
 		Endpoints: []string{"https://" + kvstoreEndpoint(c.KVStore.Address)},
 		CAFile:    filepath.Join(l.pki(c.Name), caFile+".crt"),
 		CertFile:  filepath.Join(l.pki(c.Name), cert+".crt"),
-		KeyFile:   filepath.Join(l.pki(user), agentFile+".key"),
+		KeyFile:   filepath.Join(l.pki(c.Name), cert+".key"),
 	}
 }
 

@@ -1,68 +1,80 @@
 package testbed
 
 import (
-	"crypto/tls"
-	"crypto/x509"
+	"context"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"causeway/identity/pki"
+	"causeway/kvstore"
 )
 
-// Each cluster's store takes its own agents and those that its own authority has signed for, nobody else.
-func TestPKI(t *testing.T) {
-	l, _ := newLayout(t.TempDir())
-	s, err := newState(l, &Options{Clusters: []string{"east", "west", "far"}, Nodes: 1})
+// Each cluster's store takes its own agents, and lets those of other clusters read what they may read, and nothing else.
+func TestCertificates(t *testing.T) {
+	needRoot(t)
+	ctx := t.Context()
+	b := mustUp(t, Options{Clusters: []string{"east", "west"}, Nodes: 1})
+	s, err := b.State()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.makePKI(s.Clusters); err != nil {
+	west, err := s.cluster("west")
+	if err != nil {
 		t.Fatal(err)
 	}
-	pool := func(cluster string) *x509.CertPool {
-		pem, err := os.ReadFile(filepath.Join(l.pki(cluster), "ca.crt"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := x509.NewCertPool()
-		p.AppendCertsFromPEM(pem)
-		return p
-	}
-	verify := func(certOf, name, keyOf, key, ca string, usage x509.ExtKeyUsage, host string) error {
+	dial := func(cert string) kvstore.Store {
 		t.Helper()
-		pair, err := tls.LoadX509KeyPair(filepath.Join(l.pki(certOf), name+".crt"), filepath.Join(l.pki(keyOf), key+".key"))
+		cfg := b.kvstoreConfig(*west, cert)
+		store, err := kvstore.Dial(ctx, kvstore.Config{
+			Endpoints: cfg.Endpoints, CAFile: cfg.CAFile, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile,
+			Dial: func(ctx context.Context, address string) (net.Conn, error) {
+				return b.dialIn(ctx, b.kvstoreNS("west"), "tcp", address)
+			},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: pool(ca), KeyUsages: []x509.ExtKeyUsage{usage}, DNSName: host})
-		return err
+		t.Cleanup(func() { store.Close() })
+		return store
 	}
-	if err := verify("west", "server", "west", "server", "west", x509.ExtKeyUsageServerAuth, "172.29.2.2"); err != nil {
-		t.Error(err)
-	}
-	if err := verify("west", "agent", "west", "agent", "west", x509.ExtKeyUsageClientAuth, ""); err != nil {
-		t.Error(err)
-	}
-	if err := verify("west", "peer-east", "east", "agent", "west", x509.ExtKeyUsageClientAuth, ""); err != nil {
-		t.Error(err)
-	}
-	if err := verify("east", "agent", "east", "agent", "west", x509.ExtKeyUsageClientAuth, ""); err == nil {
-		t.Error("west takes a certificate of east's authority")
-	}
-	if err := verify("west", "agent", "west", "agent", "west", x509.ExtKeyUsageServerAuth, ""); err == nil {
-		t.Error("an agent's certificate makes a server")
-	}
-	for _, c := range s.Clusters {
-		keys, _ := filepath.Glob(filepath.Join(l.pki(c.Name), "*.key"))
-		if len(keys) != 3 {
-			t.Errorf("keys %v", keys)
+	own, peer := dial(agentFile), dial(peerFile("east"))
+	for _, key := range []string{kvstore.Prefix + "x", kvstore.PrivatePrefix + "x"} {
+		if err := own.Put(ctx, key, []byte("1")); err != nil {
+			t.Errorf("an own agent: %v", err)
 		}
-		for _, k := range keys {
-			if fi, err := os.Stat(k); err != nil || fi.Mode().Perm() != 0o600 {
-				t.Errorf("%s: %v %v", k, fi.Mode(), err)
-			}
-		}
-		if fi, err := os.Stat(l.pki(c.Name)); err != nil || fi.Mode().Perm() != 0o700 {
-			t.Errorf("%s: %v %v", l.pki(c.Name), fi.Mode(), err)
+	}
+	if entry, err := peer.Get(ctx, kvstore.Prefix+"x"); err != nil || string(entry.Value) != "1" {
+		t.Errorf("a peer reads %q, %v", entry.Value, err)
+	}
+	if _, err := peer.Get(ctx, kvstore.PrivatePrefix+"x"); !errors.Is(err, kvstore.ErrDenied) {
+		t.Errorf("a peer reads what is private: %v", err)
+	}
+	if err := peer.Put(ctx, kvstore.Prefix+"x", nil); !errors.Is(err, kvstore.ErrDenied) {
+		t.Errorf("a peer writes: %v", err)
+	}
+
+	dir := b.pki("west")
+	pem, err := os.ReadFile(filepath.Join(dir, peerFile("east")+".crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := pki.ParseCert(pem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cluster, ok := pki.ClusterOf(cert.Subject.CommonName); !ok || cluster != "east" {
+		t.Errorf("the peer's user is %q", cert.Subject.CommonName)
+	}
+	keys, _ := filepath.Glob(filepath.Join(dir, "*.key"))
+	if len(keys) != 4 {
+		t.Errorf("keys %v", keys)
+	}
+	for _, path := range keys {
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", path, fi.Mode(), err)
 		}
 	}
 }

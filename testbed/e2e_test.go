@@ -548,7 +548,7 @@ func (m *mesh) store(cluster string) kvstore.Store {
 	if err != nil {
 		m.Fatal(err)
 	}
-	cfg := m.bed.kvstoreConfig(*c, cluster, agentFile)
+	cfg := m.bed.kvstoreConfig(*c, agentFile)
 	cert, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
 	if err != nil {
 		m.Fatal(err)

@@ -24,14 +24,11 @@ func (b *Bed) startKVStore(ctx context.Context, s *State, c *ClusterState) error
 	if err := makeCgroup(cgroup); err != nil {
 		return err
 	}
-	pki := b.pki(c.Name)
 	p, err := spawn(spec{
 		argv: []string{b.binary(), "kvstore",
 			"--data-dir", b.path(c.Name, kvstoreName, "data"),
 			"--listen-client", kvstoreEndpoint(c.KVStore.Address),
-			"--ca", filepath.Join(pki, caFile+".crt"),
-			"--cert", filepath.Join(pki, serverFile+".crt"),
-			"--key", filepath.Join(pki, serverFile+".key"),
+			"--pki", b.pki(c.Name), "--cluster", c.Name,
 			// A killed process loses nothing that it has written; only a machine could.
 			"--unsafe-no-fsync"},
 		env: b.environ(""), netns: b.kvstoreNS(c.Name), cgroup: cgroup, log: b.kvstoreLog(c.Name),
@@ -56,14 +53,8 @@ func kvstoreEndpoint(a netip.Addr) string { return netip.AddrPortFrom(a, kvstore
 
 // waitKVStore asks the store for its health until it is well.
 func (b *Bed) waitKVStore(ctx context.Context, c *ClusterState, p *Process) error {
-	client, err := b.kvstoreHTTP(c)
-	if err != nil {
-		return err
-	}
-	defer client.CloseIdleConnections()
-	url := "https://" + kvstoreEndpoint(c.KVStore.Address) + "/health"
 	for {
-		err := askHealth(ctx, client, url)
+		err := b.askKVStore(ctx, c)
 		if err == nil {
 			return nil
 		}
@@ -81,6 +72,16 @@ func (b *Bed) waitKVStore(ctx context.Context, c *ClusterState, p *Process) erro
 	}
 }
 
+// askKVStore asks the store for its health. The store makes the certificates for that when it starts first.
+func (b *Bed) askKVStore(ctx context.Context, c *ClusterState) error {
+	client, err := b.kvstoreHTTP(c)
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	return askHealth(ctx, client, "https://"+kvstoreEndpoint(c.KVStore.Address)+"/health")
+}
+
 // kvstoreHTTP returns a client that speaks to a store as an agent does, from within the store's namespace.
 func (b *Bed) kvstoreHTTP(c *ClusterState) (*http.Client, error) {
 	pki := b.pki(c.Name)
@@ -94,17 +95,22 @@ func (b *Bed) kvstoreHTTP(c *ClusterState) (*http.Client, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	dial := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		nsErr := inNS(b.kvstoreNS(c.Name), func() error {
-			conn, err = new(net.Dialer).DialContext(ctx, network, address)
-			return err
-		})
-		return conn, nsErr
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		return b.dialIn(ctx, b.kvstoreNS(c.Name), network, address)
 	}
 	return &http.Client{
 		Timeout:   time.Second,
 		Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}},
 	}, nil
+}
+
+// dialIn makes a connection from within a network namespace.
+func (b *Bed) dialIn(ctx context.Context, ns, network, address string) (conn net.Conn, err error) {
+	err = inNS(ns, func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
 }
 
 func askHealth(ctx context.Context, client *http.Client, url string) error {

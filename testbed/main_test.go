@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"causeway/agent"
 	"causeway/agent/api"
 	"causeway/identity"
+	"causeway/identity/pki"
 	"causeway/kvstore"
 
 	"go.uber.org/goleak"
@@ -75,8 +77,16 @@ func flags(args []string) map[string]string {
 }
 
 func playKVStore(f map[string]string) error {
+	host, _, err := net.SplitHostPort(f["listen-client"])
+	if err != nil {
+		return err
+	}
+	if _, err := pki.Ensure(f["pki"], f["cluster"], []string{host}, time.Now()); err != nil {
+		return err
+	}
+	file := func(name string) string { return filepath.Join(f["pki"], name) }
 	return kvstore.Serve(context.Background(), kvstore.ServerConfig{
-		DataDir: f["data-dir"], ListenClient: f["listen-client"], CAFile: f["ca"], CertFile: f["cert"], KeyFile: f["key"], UnsafeNoFsync: true,
+		DataDir: f["data-dir"], ListenClient: f["listen-client"], CAFile: file("ca.crt"), CertFile: file("server.crt"), KeyFile: file("server.key"), UnsafeNoFsync: true,
 	})
 }
 

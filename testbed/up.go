@@ -148,6 +148,9 @@ func (b *Bed) up(ctx context.Context, o *Options) error {
 	if err := b.eachCluster(ctx, s, b.startKVStore); err != nil {
 		return err
 	}
+	if err := b.eachCluster(ctx, s, b.letPeersIn); err != nil {
+		return err
+	}
 	tell("%s", count(len(s.Clusters), "store")+verb(len(s.Clusters), " answers", " answer"))
 	if err := b.eachNode(ctx, s, b.startAgent); err != nil {
 		return err
@@ -182,7 +185,7 @@ func verb(n int, one, many string) string {
 	return many
 }
 
-// prepare writes down what is going to be made, then makes what is not network: files, certificates, cgroups.
+// prepare writes down what is going to be made, then makes what is not network: files, cgroups.
 func (b *Bed) prepare(s *State, o *Options) error {
 	mount, err := b.cgroupMount()
 	if err != nil {
@@ -196,9 +199,6 @@ func (b *Bed) prepare(s *State, o *Options) error {
 		return err
 	}
 	if err := b.installBinary(o.Binary); err != nil {
-		return err
-	}
-	if err := b.makePKI(s.Clusters); err != nil {
 		return err
 	}
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {

@@ -5,7 +5,10 @@ import (
 	"net"
 	"os/signal"
 	"syscall"
+	"time"
 
+	"causeway/clustermesh/peering"
+	"causeway/identity/pki"
 	"causeway/kvstore"
 
 	"github.com/spf13/cobra"
@@ -14,25 +17,39 @@ import (
 // newKVStoreCommand returns "clustermesh kvstore", which runs a cluster's store until it is told to stop.
 func newKVStoreCommand() *cobra.Command {
 	var cfg kvstore.ServerConfig
+	var certs storeCerts
 	cmd := &cobra.Command{
 		Use:   "kvstore",
 		Short: "Run a cluster's store: an etcd server of one member",
 		Long: `Run a cluster's store: an etcd server of one member, for test-beds, demos and small clusters.
-Larger ones bring their own etcd.
+Larger ones bring their own etcd, which "clustermesh kvstore init" makes ready.
 
-Clients are served over TLS only, and must show a certificate of the authority in --ca. One
-line is printed once they are; SIGINT or SIGTERM stop the server. Agents don't need the
+Clients are served over TLS only, and must show a certificate of the cluster's authority. With --pki the
+first start makes the authority and all certificates in a directory:
+
+  ca.crt ca.key          the authority; the key stays here, and in the store for the cluster's agents
+  server.crt server.key  the store's
+  agent.crt agent.key    the agents': bring them to every node, with ca.crt
+
+They are renewed before they expire, as long as the store runs: then bring the agents' to the nodes again. Who has no user in the store may do nothing,
+whatever certificate it has: the agents have one, and clusters that are connected.
+
+One line is printed once the store is ready; SIGINT or SIGTERM stop it. Agents don't need the
 store to go on with what they know, and find it again when it is back.`,
-		Example: `  # The store of cluster east
+		Example: `  # The store of cluster east, and its certificates
+  clustermesh kvstore --data-dir /var/lib/causeway/kvstore --listen-client 172.29.1.2:2379 \
+      --pki /etc/causeway/pki --cluster east
+
+  # With certificates that somebody else makes; then see: clustermesh kvstore init --help
   clustermesh kvstore --data-dir /var/lib/causeway/kvstore --listen-client 172.29.1.2:2379 \
       --ca ca.crt --cert kvstore.crt --key kvstore.key
 
   # A throw-away one, as fast as memory
   clustermesh kvstore --data-dir /tmp/kvstore --listen-client 127.0.0.1:2379 \
-      --ca ca.crt --cert kvstore.crt --key kvstore.key --unsafe-no-fsync
+      --pki /tmp/pki --cluster east --unsafe-no-fsync
 
   # Look into it with etcd's own tool
-  etcdctl --endpoints https://172.29.1.2:2379 --cacert ca.crt --cert client.crt --key client.key \
+  etcdctl --endpoints https://172.29.1.2:2379 --cacert ca.crt --cert agent.crt --key agent.key \
       get --prefix causeway/v1/`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
@@ -41,28 +58,89 @@ store to go on with what they know, and find it again when it is back.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			cfg.LogOutput = cmd.ErrOrStderr()
-			cfg.Ready = func(addr net.Addr) {
+			cfg.Limited = func(user string) bool { _, peer := pki.ClusterOf(user); return peer }
+			ready := func(addr net.Addr) {
 				fmt.Fprintf(cmd.OutOrStdout(), "kvstore: ready, serving %s from %s\n", addr, cfg.DataDir)
 			}
-			return kvstore.Serve(ctx, cfg)
+			if certs.dir == "" {
+				cfg.Ready = ready
+				return kvstore.Serve(ctx, cfg)
+			}
+			certs.now, certs.log = time.Now, cmd.ErrOrStderr()
+			return certs.serve(ctx, cfg, ready)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&cfg.DataDir, "data-dir", "", "directory of the data, made if missing (required)")
 	flags.StringVar(&cfg.ListenClient, "listen-client", "", "`host:port` to serve clients at (required)")
 	flags.StringVar(&cfg.AdvertiseClient, "advertise-client", "", "`host:port` that clients are told of (default: that of --listen-client)")
-	flags.StringVar(&cfg.CAFile, "ca", "", "PEM `file` of the authority whose certificates clients must show (required)")
-	flags.StringVar(&cfg.CertFile, "cert", "", "PEM `file` of the server's certificate, for the host of --listen-client (required)")
-	flags.StringVar(&cfg.KeyFile, "key", "", "PEM `file` of the key of --cert (required)")
+	flags.StringVar(&certs.dir, "pki", "", "`directory` of the certificates, which are made there and renewed; instead of --ca, --cert and --key")
+	flags.StringVar(&certs.cluster, "cluster", "", "`name` of the cluster, for --pki")
+	flags.StringVar(&cfg.CAFile, "ca", "", "PEM `file` of the authority whose certificates clients must show")
+	flags.StringVar(&cfg.CertFile, "cert", "", "PEM `file` of the server's certificate, for the host of --listen-client")
+	flags.StringVar(&cfg.KeyFile, "key", "", "PEM `file` of the key of --cert")
 	flags.StringVar(&cfg.Name, "name", "kvstore", "name of the member")
 	flags.StringVar(&cfg.LogLevel, "log-level", "warn", "level of etcd's log on stderr: debug, info, warn or error")
 	flags.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false,
 		"don't wait for the disk: much faster writes, which survive the death of the process\n"+
 			"(kill -9 included) but may be lost or damaged by a power cut or a crash of the machine")
-	for _, name := range []string{"data-dir", "listen-client", "ca", "cert", "key"} {
+	require(cmd, "data-dir", "listen-client")
+	cmd.MarkFlagsRequiredTogether("pki", "cluster")
+	cmd.MarkFlagsRequiredTogether("ca", "cert", "key")
+	cmd.MarkFlagsMutuallyExclusive("pki", "ca")
+	cmd.MarkFlagsOneRequired("pki", "ca")
+	cmd.AddCommand(newKVStoreInitCommand())
+	return cmd
+}
+
+// newKVStoreInitCommand returns "clustermesh kvstore init", which makes an etcd ready that somebody else runs.
+func newKVStoreInitCommand() *cobra.Command {
+	var endpoints []string
+	var caFile, keyFile string
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make an etcd ready that runs already",
+		Long: `Make an etcd ready that runs already, once, for a cluster: it gets the user that the agents are, refuses everybody without a user from then on,
+and gets the cluster's authority, with which the agents let other clusters in.
+
+The etcd must take certificates of that authority from its clients, as their only proof of who they are (etcd's --client-cert-auth and
+--trusted-ca-file), and show one of it itself. It should be Causeway's alone. To do it again changes nothing.`,
+		Example: `  clustermesh kvstore init --endpoints https://172.29.1.2:2379 --ca ca.crt --ca-key ca.key
+
+  # Several members
+  clustermesh kvstore init --endpoints https://172.29.1.2:2379,https://172.29.1.3:2379 --ca ca.crt --ca-key ca.key`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			authority, err := pki.ReadAuthority(caFile, keyFile)
+			if err != nil {
+				return err
+			}
+			root, err := peering.RootConfig(endpoints, authority, time.Now())
+			if err != nil {
+				return err
+			}
+			if err := peering.PrepareStore(ctx, root, authority); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "kvstore: ready for agents with certificates of the user %q, signed by the authority %.16s…\n", pki.UserAgent, authority.Fingerprint())
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&endpoints, "endpoints", nil, "`URLs` of the etcd's members (required)")
+	flags.StringVar(&caFile, "ca", "", "PEM `file` of the cluster's authority (required)")
+	flags.StringVar(&keyFile, "ca-key", "", "PEM `file` of its key, readable by nobody else (required)")
+	require(cmd, "endpoints", "ca", "ca-key")
+	return cmd
+}
+
+// require marks flags that must be given.
+func require(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
 		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // a name that isn't among the flags above
+			panic(err) // a name that isn't among the flags
 		}
 	}
-	return cmd
 }

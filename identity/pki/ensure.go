@@ -89,17 +89,39 @@ func ensureAuthority(dir, cluster string, now time.Time) (*Authority, error) {
 	case p.Key != nil && p.Cert == nil:
 		return nil, fmt.Errorf("pki: there is %s and no %s: bring the certificate back, or remove the key for a new authority", f.key, f.cert)
 	case p.Key != nil:
-		a, err := ParseAuthority(p.Cert, p.Key)
-		if err != nil {
-			return nil, fmt.Errorf("%s and %s: %w", f.cert, f.key, err)
-		}
-		return a, nil
+		return f.authority(p)
 	}
 	a, err := NewAuthority(cluster, now)
 	if err != nil {
 		return nil, err
 	}
 	return a, WriteFiles(f.cert, f.key, Pair{Cert: a.CertPEM(), Key: a.KeyPEM()})
+}
+
+// ReadAuthority reads an authority's files, and refuses a key that others on the machine can read.
+func ReadAuthority(certFile, keyFile string) (*Authority, error) {
+	f := files{certFile, keyFile}
+	if err := checkSecret(f.key); err != nil {
+		return nil, err
+	}
+	p, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	for file, content := range map[string][]byte{f.cert: p.Cert, f.key: p.Key} {
+		if content == nil {
+			return nil, fmt.Errorf("pki: %s: no such file: give the PEM files of the cluster's authority and its key", file)
+		}
+	}
+	return f.authority(p)
+}
+
+func (f files) authority(p Pair) (*Authority, error) {
+	a, err := ParseAuthority(p.Cert, p.Key)
+	if err != nil {
+		return nil, fmt.Errorf("%s and %s: %w", f.cert, f.key, err)
+	}
+	return a, nil
 }
 
 // checkSecret refuses a private key that others on the machine can read.
