@@ -70,7 +70,8 @@ func (p probe) skip(names ...string) {
 
 func (p probe) resolve(ctx context.Context, host string) (addresses []string, err error) {
 	if net.ParseIP(host) != nil {
-		return []string{host}, nil // there is no name to resolve, and nothing to show
+		p.report(Check{Name: CheckName, From: p.from, To: p.to, Target: p.endpoint + "/tcp", Outcome: Skipped, Detail: "it is an address"})
+		return []string{host}, nil
 	}
 	err = p.step(ctx, CheckName, func(ctx context.Context) (string, error) {
 		addresses, err = net.DefaultResolver.LookupHost(ctx, host)

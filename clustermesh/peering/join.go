@@ -79,7 +79,7 @@ func (s *Service) side(ctx context.Context) (side, error) {
 	}
 	me := side{
 		protocol: Protocol, mesh: s.Mesh, info: s.Cluster(), authority: authority.Fingerprint(), pem: authority.CertPEM(),
-		store: s.StoreEndpoints, endpoints: s.ownEndpoints(), ring: ringOf(s.Ring()), requires: s.Requires,
+		store: s.StoreEndpoints[:min(len(s.StoreEndpoints), maxEndpoints)], endpoints: s.ownEndpoints(), ring: ringOf(s.Ring()), requires: s.Requires,
 	}
 	entries, err := s.Store.List(ctx, PeersPrefix)
 	if err != nil {

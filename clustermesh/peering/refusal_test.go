@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -332,7 +333,7 @@ func TestStoreMustBeReachable(t *testing.T) {
 			continue
 		}
 		wantError(t, err, tc.want, "nothing listens there")
-		if text := e.String(); !strings.Contains(text, "failed") || !strings.Contains(text, "skipped") {
+		if text := e.String(); !strings.Contains(text, "/tcp failed") || !regexp.MustCompile("TLS and chain .* skipped").MatchString(text) {
 			t.Errorf("no check has failed, or none was skipped, in\n%s", text)
 		}
 		east.empty()
@@ -382,4 +383,26 @@ func TestAskWithoutAPeer(t *testing.T) {
 	west.setVerify(func(context.Context, Peer) error { return errors.New("no\x1b[31m echo") })
 	err = east.AskChecks(t.Context(), record, func(Check) {})
 	wantError(t, err, "as seen from cluster west: no [31m echo")
+}
+
+// TestNamesAreResolved: an endpoint may be a name, and one that is none is told as that.
+func TestNamesAreResolved(t *testing.T) {
+	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
+	_, port, err := net.SplitHostPort(west.endpoint)
+	must(t, err)
+	token, err := ParseToken(west.token(TokenOptions{}))
+	must(t, err)
+	token.Endpoints = []string{"no-such-host.invalid:7958", "localhost:" + port}
+	e, err := east.connect(token.String(), ConnectOptions{})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, e)
+	}
+	for _, line := range []string{
+		"name resolution east→west no-such-host.invalid:7958/tcp failed", "the name is not known here",
+		"TCP east→west no-such-host.invalid:7958/tcp skipped", "name resolution east→west localhost:" + port + "/tcp ok",
+	} {
+		if !strings.Contains(e.String(), line) {
+			t.Errorf("no %q in\n%s", line, e)
+		}
+	}
 }

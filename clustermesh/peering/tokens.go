@@ -157,7 +157,7 @@ type presented struct {
 func (s *Service) present(ctx context.Context, c *Credential, cluster string) (presented, error) {
 	source := sourceOf(remoteAddr(ctx))
 	if err := s.attempts.allowed(source, s.Now()); err != nil {
-		s.Log.Warn("Refused to look at a token, since too many of this address were refused", "from", source)
+		// Not logged: each of those before was, and there is no end to these.
 		return presented{}, refuse(codes.ResourceExhausted, Refusal_TOKEN, "%s", err)
 	}
 	p, wrong, err := s.findToken(ctx, c)
