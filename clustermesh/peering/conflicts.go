@@ -54,7 +54,7 @@ func conflicts(joiner, issuer side) (all []string) {
 		return []string{protocolConflict(ours, joiner.protocol, theirs, issuer.protocol)}
 	}
 	if joiner.authority == issuer.authority {
-		return []string{fmt.Sprintf("the token is of this very cluster, %s: run connect in the cluster that is to be joined with it", ours)}
+		return []string{sameAuthority(ours, theirs)}
 	}
 	if joiner.mesh != issuer.mesh {
 		all = append(all, fmt.Sprintf("cluster %s is of mesh %s and cluster %s of mesh %s: give both the same gossip.mesh", ours, joiner.mesh, theirs, issuer.mesh))
@@ -64,6 +64,13 @@ func conflicts(joiner, issuer side) (all []string) {
 	all = append(all, rangeConflicts(joiner, issuer)...)
 	all = append(all, capabilityConflicts(joiner, issuer)...)
 	return append(all, meshConflicts(joiner, issuer)...)
+}
+
+func sameAuthority(joiner, issuer string) string {
+	if joiner == issuer {
+		return fmt.Sprintf("the token is of this very cluster, %s: run connect in the cluster that is to be joined with it", joiner)
+	}
+	return fmt.Sprintf("clusters %s and %s have the same certificate authority, so each could take itself for the other: give one of them another", joiner, issuer)
 }
 
 func protocolConflict(joiner string, protocol uint32, issuer string, of uint32) string {

@@ -42,6 +42,7 @@ func TestConflicts(t *testing.T) {
 		{name: "protocol of the issuer", change: func(j, i *side) { j.protocol = 2 }, want: []string{"update Causeway in west"}},
 		{name: "mesh", change: func(j, i *side) { i.mesh = "prod" }, want: []string{"east is of mesh causeway and cluster west of mesh prod"}},
 		{name: "itself", change: func(j, i *side) { *i = *j }, want: []string{"of this very cluster, east"}},
+		{name: "authority", change: func(j, i *side) { i.authority = j.authority }, want: []string{"have the same certificate authority"}},
 		{name: "name", change: func(j, i *side) { i.info.Name = "east" }, want: []string{"both clusters are called east"}},
 		{name: "ID", joiner: sampleSide("east", 2), change: func(j, i *side) {
 			j.info.PodCIDRs, j.info.ServiceCIDR, j.authority = sampleInfo("", 9).PodCIDRs, sampleInfo("", 9).ServiceCIDR, pki.Fingerprint{9}
@@ -50,7 +51,10 @@ func TestConflicts(t *testing.T) {
 			want: []string{"cluster ID 3 of east is taken by north: set cluster.id of east to one that is free, such as 1"}},
 		{name: "ID of the joiner's peer", joiner: sampleSide("east", 1, north), change: func(j, i *side) { i.info.ID, j.ring = 3, i.ring },
 			want: []string{"cluster ID 3 of west is taken by north, a peer of this cluster: set cluster.id of west to one that is free, such as 2"}},
-		{name: "ranges", change: func(j, i *side) { j.info.PodCIDRs = i.info.PodCIDRs; j.info.ServiceCIDR = netip.MustParsePrefix("10.2.0.0/24") }, want: []string{
+		{name: "ranges", change: func(j, i *side) {
+			j.info.PodCIDRs = i.info.PodCIDRs
+			j.info.ServiceCIDR = netip.MustParsePrefix("10.2.0.0/24")
+		}, want: []string{
 			"pod CIDR 10.2.0.0/16 of east and pod CIDR 10.2.0.0/16 of west overlap",
 			"service CIDR 10.2.0.0/24 of east and pod CIDR 10.2.0.0/16 of west overlap",
 		}},
@@ -58,7 +62,10 @@ func TestConflicts(t *testing.T) {
 			want: []string{"service CIDR 10.3.7.0/24 of east and pod CIDR 10.3.0.0/16 of north overlap"}},
 		{name: "all at once", change: func(j, i *side) { j.mesh, j.info.ID = "x", 2; j.info.PodCIDRs = i.info.PodCIDRs },
 			want: []string{"of mesh x", "cluster ID 2", "overlap"}},
-		{name: "capabilities", change: func(j, i *side) { i.requires, j.requires = []string{"a", "b"}, []string{"c"}; j.info.Capabilities = []string{"b"} }, want: []string{
+		{name: "capabilities", change: func(j, i *side) {
+			i.requires, j.requires = []string{"a", "b"}, []string{"c"}
+			j.info.Capabilities = []string{"b"}
+		}, want: []string{
 			"cluster west lacks c, which cluster east needs", "cluster east lacks a, which cluster west needs",
 		}},
 		{name: "connected", joiner: sampleSide("east", 1, sampleKnown("west", 2, Connected)), issuer: sampleSide("west", 2, sampleKnown("east", 1, Connected)),

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"causeway/clustermesh/gossip"
 	"causeway/identity"
 	"causeway/identity/pki"
@@ -25,8 +27,6 @@ const DefaultPort = 7958
 
 // DefaultTTL of a token.
 const DefaultTTL = 15 * time.Minute
-
-var errTODO = errors.New("not implemented")
 
 // State of a peer, as its record has it.
 type State string
@@ -159,7 +159,9 @@ type Config struct {
 	Mesh string
 	// Cluster is what this cluster says of itself.
 	Cluster func() identity.ClusterInfo
-	Store   kvstore.Store
+	// Requires are capabilities that a peer must have.
+	Requires []string
+	Store    kvstore.Store
 	// StoreEndpoints are those that peers reach the own store at, Address is where this node serves the API, and Endpoints lists where live
 	// nodes of the cluster do, this one first.
 	StoreEndpoints []string
@@ -185,77 +187,38 @@ type Config struct {
 }
 
 // Service is a node's part in peering: it serves the API, and does what is asked of it locally.
-type Service struct{ Config }
+type Service struct {
+	Config
+	trust    trust
+	pending  pending
+	attempts attempts
+	renewals renewals
+	// verifying has a place for each Verify that may run for peers at a time.
+	verifying chan struct{}
+	// dialer opens connections to peers; tests of what others send have none.
+	dialer func(ctx context.Context, network, address string) (net.Conn, error)
+}
 
 // New returns a service that serves nothing until Run.
-func New(cfg Config) *Service { return &Service{cfg} }
+func New(cfg Config) *Service {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Service{Config: cfg, verifying: make(chan struct{}, maxVerifying), dialer: new(net.Dialer).DialContext}
+}
 
 // Run serves the API on the listener, and renews the certificates of this cluster's peers, until ctx ends. While the own store has not been read there is no certificate to
 // serve with, and connections are refused.
 func (s *Service) Run(ctx context.Context, listener net.Listener) error {
-	<-ctx.Done()
-	return listener.Close()
-}
-
-// TokenOptions of CreateToken.
-type TokenOptions struct {
-	TTL time.Duration // DefaultTTL if 0; 10 s to 24 h
-	// Isolated: who joins with it is not introduced to this cluster's peers.
-	Isolated bool
-}
-
-// CreateToken makes a token, which one cluster can join with, once.
-func (s *Service) CreateToken(ctx context.Context, o TokenOptions) (Token, error) {
-	return Token{}, errTODO
-}
-
-// Tokens lists the tokens that were made and have not been forgotten yet: a used or expired one is for a while.
-func (s *Service) Tokens(ctx context.Context) ([]TokenRecord, error) { return nil, errTODO }
-
-// DeleteToken makes a token worthless.
-func (s *Service) DeleteToken(ctx context.Context, id string) error { return errTODO }
-
-// ConnectOptions of Connect.
-type ConnectOptions struct {
-	// Isolated: the peers of the peer are not joined.
-	Isolated bool
-}
-
-// Connect joins the cluster that a token is of, and its peers, and reports progress. It returns nil only when packets have made the round
-// trip in both directions. Otherwise nothing is left of it.
-func (s *Service) Connect(ctx context.Context, token string, o ConnectOptions, report func(Event)) error {
-	return errTODO
-}
-
-// Disconnected is what came of a Disconnect.
-type Disconnected struct {
-	Cluster string `json:"cluster"`
-	// Known is false if there was no such peer: nothing had to be done.
-	Known bool `json:"known"`
-	// Told: the peer has acknowledged it. If not, it finds out when it asks next; Reason says why it could not be told.
-	Told   bool   `json:"told"`
-	Reason string `json:"reason,omitempty"`
-}
-
-// Disconnect ends the connection with a cluster: its user and certificate are revoked, nothing of it stays in force. It takes less than a second, whether the peer can be reached or not; force
-// does not even try to tell it.
-func (s *Service) Disconnect(ctx context.Context, name string, force bool) (Disconnected, error) {
-	return Disconnected{}, errTODO
-}
-
-// Ask asks a peer how it sees the link. ErrLeft says that the peer has disconnected this cluster.
-func (s *Service) Ask(ctx context.Context, peer Peer) (Report, error) { return Report{}, errTODO }
-
-// AskChecks has a peer make every check toward this cluster once, and passes on what it reports.
-func (s *Service) AskChecks(ctx context.Context, peer Peer, report func(Check)) error {
-	return errTODO
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return s.watchAuthority(ctx) })
+	tasks.Go(func() error { return s.renewAll(ctx) })
+	tasks.Go(func() error { return s.serve(ctx, listener) })
+	return tasks.Wait()
 }
 
 // ErrLeft says that a peer has disconnected this cluster.
 var ErrLeft = errors.New("peer left")
-
-// Renew has a peer sign a new certificate for this cluster, and puts it into the record.
-func (s *Service) Renew(ctx context.Context, name string) error { return errTODO }
-
-// Authority returns this cluster's authority, from the own store.
-func (s *Service) Authority(ctx context.Context) (*pki.Authority, error) { return nil, errTODO }
