@@ -28,8 +28,8 @@ const (
 	// reportFresh is how old its last word may be for it not to be asked again, reportStale how old for it to count for nothing.
 	reportFresh = 2 * time.Second
 	reportStale = 10 * time.Second
-	// reportWait bounds how long a status waits for a first word, reportTimeout how long the peer may take.
-	reportWait    = 500 * time.Millisecond
+	// reportWait bounds how long a status waits for a first word, or a new one in place of a stale one, reportTimeout how long the peer may take.
+	reportWait    = 1500 * time.Millisecond
 	reportTimeout = 3 * time.Second
 )
 
@@ -88,13 +88,13 @@ func leftPeer(p peering.Peer) api.Peer {
 	}
 }
 
-// refresh asks the peers whose last word is old, and waits a moment for those that have not said any.
+// refresh asks the peers whose last word is old, and waits a moment for those whose last word counts for nothing.
 func (v *peerView) refresh(all []*channel) {
 	deadline := time.NewTimer(reportWait)
 	defer deadline.Stop()
 	for _, c := range all {
-		running, never := v.start(c)
-		if running == nil || !never {
+		running, needed := v.start(c)
+		if running == nil || !needed {
 			continue
 		}
 		select {
@@ -105,8 +105,9 @@ func (v *peerView) refresh(all []*channel) {
 	}
 }
 
-// start asks a peer unless it has been asked just now. It returns what closes when it has answered, and whether it never has.
-func (v *peerView) start(c *channel) (running chan struct{}, never bool) {
+// start asks a peer unless it has been asked just now. It returns what closes when it has answered, and whether that is worth waiting for: its last
+// word counts for nothing any more, or it has answered well so far, so it will soon.
+func (v *peerView) start(c *channel) (running chan struct{}, needed bool) {
 	p := c.peer()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -116,15 +117,18 @@ func (v *peerView) start(c *channel) (running chan struct{}, never bool) {
 		v.reports[c.cluster] = r
 	}
 	if r.running != nil {
-		return r.running, r.heard.IsZero()
+		return r.running, r.stale() || r.err == nil
 	}
 	if time.Since(r.asked) < reportFresh || v.ctx.Err() != nil {
 		return nil, false
 	}
 	r.running = make(chan struct{})
 	v.asking.Go(func() { v.fetch(p, r) })
-	return r.running, r.heard.IsZero()
+	return r.running, r.stale() || r.err == nil
 }
+
+// stale tells whether the last word is too old to count.
+func (r *report) stale() bool { return time.Since(r.heard) > reportStale }
 
 // wait waits at the agent's end, which v.ctx has told, for the questions that are under way.
 func (v *peerView) wait() {
@@ -193,7 +197,7 @@ func (v *peerView) one(c *channel, overview gossip.Overview, theirs bool) api.Pe
 	}
 	last := v.lastReport(record)
 	skew := follower.Ahead
-	if !last.heard.IsZero() && time.Since(last.heard) < reportStale {
+	if !last.stale() {
 		skew = last.ahead
 	}
 	p.ClockSkew = skew.Milliseconds()
@@ -361,18 +365,21 @@ func sinceText(t, now time.Time) string {
 func (v *peerView) in(c *channel, last report) api.Path {
 	path := api.Path{Last: -1}
 	switch {
-	case last.heard.IsZero() && last.err == nil:
+	case last.stale() && last.err == nil && last.heard.IsZero():
 		return path
-	case time.Since(last.heard) > reportStale && errors.Is(last.err, peering.ErrLeft):
+	case last.stale() && last.err == nil:
+		path.Problem = fmt.Sprintf("control plane: no agent of %s has answered on its peering API for %s, so how it sees the link is not known", c.cluster, time.Since(last.heard).Round(time.Second))
+		return path
+	case last.stale() && errors.Is(last.err, peering.ErrLeft):
 		path.Problem = fmt.Sprintf("peer left: cluster %s has disconnected this one", c.cluster)
 		return path
-	case time.Since(last.heard) > reportStale:
+	case last.stale():
 		path.Problem = fmt.Sprintf("control plane: no agent of %s answers on its peering API (%v), so how it sees the link is not known", c.cluster, last.err)
 		return path
 	}
 	w := last.word
 	path.Known, path.RTT, path.Loss, path.MTU, path.From = true, milliseconds(w.RTT), w.Loss, w.MTU, w.Node.String()
-	if w.Last >= 0 {
+	if w.RTT > 0 {
 		path.Last = (w.Last + time.Since(last.heard)).Milliseconds()
 	}
 	path.OK = len(w.Problems) == 0

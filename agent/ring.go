@@ -20,12 +20,20 @@ type storedRing struct {
 	Keys [][]byte `json:"keys"` // base64
 }
 
+// ringInterval is how often it is looked whether the store has the newest ring.
+const ringInterval = 30 * time.Second
+
 // syncRing keeps the ring of this node in step with that of the store, until ctx ends. The newer one wins.
 func (a *agent) syncRing(ctx context.Context) error {
 	store := a.own().store
 	watch := store.Watch(ctx, peering.RingKey)
+	// What was changed on a node of another cluster came by gossip, and nobody has put it into this store.
+	tick := time.NewTicker(ringInterval)
+	defer tick.Stop()
 	for {
 		select {
+		case <-tick.C:
+			a.storeRing(ctx, a.life.gossip.Ring())
 		case batch, ok := <-watch:
 			if !ok {
 				return nil

@@ -3,16 +3,12 @@ package testbed
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
+	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -536,69 +532,8 @@ func TestBadEntriesAreRefusedAndShown(t *testing.T) {
 	})
 }
 
-// store opens a cluster's store with its own agents' certificate, through a forwarder: the underlay is
-// another network namespace.
+// store opens a cluster's store with its own agents' certificate.
 func (m *mesh) store(cluster string) kvstore.Store {
 	m.Helper()
-	state, err := m.bed.State()
-	if err != nil {
-		m.Fatal(err)
-	}
-	c, err := state.cluster(cluster)
-	if err != nil {
-		m.Fatal(err)
-	}
-	cfg := m.bed.kvstoreConfig(*c, m.bed.pki(cluster))
-	cert, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
-	if err != nil {
-		m.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	ca, err := os.ReadFile(cfg.CAFile)
-	if err != nil || !roots.AppendCertsFromPEM(ca) {
-		m.Fatal("no CA certificate", err)
-	}
-	store, err := kvstore.Dial(context.Background(), kvstore.Config{
-		Endpoints: []string{m.forward(m.bed.kvstoreNS(cluster), kvstoreEndpoint(c.KVStore.Address))},
-		TLS:       &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: c.KVStore.Address.String()},
-	})
-	if err != nil {
-		m.Fatal(err)
-	}
-	m.Cleanup(func() { store.Close() })
-	return store
-}
-
-// forward takes connections on this machine's loopback to an address in a namespace, and returns where.
-func (m *mesh) forward(ns, to string) string {
-	m.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		m.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			near, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			var far net.Conn
-			if err := inNS(ns, func() (err error) { far, err = net.Dial("tcp", to); return err }); err != nil {
-				near.Close()
-				continue
-			}
-			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
-				wg.Go(func() {
-					_, _ = io.Copy(way[0], way[1])
-					way[0].Close()
-				})
-			}
-		}
-	})
-	m.Cleanup(func() {
-		listener.Close()
-		wg.Wait()
-	})
-	return listener.Addr().String()
+	return m.storeWith(cluster, m.bed.pki(cluster), "agent.crt", "agent.key", "ca.crt")
 }

@@ -3,11 +3,10 @@ package testbed
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,18 +138,12 @@ func (m *mesh) storeWith(cluster, dir, certFile, keyFile, caFile string) kvstore
 	if err != nil {
 		m.Fatal(err)
 	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
-	if err != nil {
-		m.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	ca, err := os.ReadFile(filepath.Join(dir, caFile))
-	if err != nil || !roots.AppendCertsFromPEM(ca) {
-		m.Fatal("no CA certificate", err)
-	}
 	store, err := kvstore.Dial(context.Background(), kvstore.Config{
-		Endpoints: []string{m.forward(m.bed.kvstoreNS(cluster), kvstoreEndpoint(c.KVStore.Address))},
-		TLS:       &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: c.KVStore.Address.String()},
+		Endpoints: []string{kvstoreEndpoint(c.KVStore.Address)},
+		CAFile:    filepath.Join(dir, caFile), CertFile: filepath.Join(dir, certFile), KeyFile: filepath.Join(dir, keyFile),
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return m.bed.dialIn(ctx, m.bed.kvstoreNS(cluster), "tcp", address)
+		},
 	})
 	if err != nil {
 		m.Fatal(err)
@@ -220,7 +213,7 @@ func TestStatusNeverLies(t *testing.T) {
 	}{
 		{"tunnel's port dropped", func() error { return m.bed.Partition(ctx, tunnel) }, heal, "UDP port 4789", "tunnel UDP"},
 		{"tunnel's port dropped one way", func() error { return m.bed.Partition(ctx, oneWay) }, heal, "UDP port 4789", "tunnel UDP"},
-		{"path MTU", func() error { return m.bed.SetMTU(ctx, PathMTU{A: "east", B: "west", Bytes: 1400}) }, heal, "path MTU", "path MTU"},
+		{"path MTU", func() error { return m.bed.SetMTU(ctx, "east", "west", 1400) }, heal, "path MTU", "path MTU"},
 		{"stopped etcd", func() error { return m.bed.Kill(ctx, Victim{Kind: "kvstore", Cluster: "west"}) },
 			func() error { return m.bed.Start(ctx, Victim{Kind: "kvstore", Cluster: "west"}) }, "store of cluster west", "TCP from east to west (172.29.1.2:2379/tcp)"},
 		{"wrong clock", func() error { return m.bed.SetClock(ctx, "west", 5*time.Minute) }, func() error { return m.bed.SetClock(ctx, "west", 0) }, "clock", "the clocks differ by 5m0s"},

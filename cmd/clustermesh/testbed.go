@@ -22,7 +22,7 @@ func newTestbedCommand(e *env) *cobra.Command {
 		newTestbedUpCommand(), newTestbedDownCommand(), newTestbedStatusCommand(),
 		newTestbedPodCommand(), newTestbedExecCommand(),
 		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedMTUCommand(),
-		newTestbedFlapCommand(), newTestbedClockCommand(), newTestbedHealCommand(),
+		newTestbedFlapCommand(), newTestbedClockCommand(), newTestbedExpireCommand(), newTestbedHealCommand(),
 		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its

@@ -198,6 +198,25 @@ IP packets on the underlay, which carries 1500; those of pods have 50 bytes more
 	return cmd
 }
 
+func newTestbedExpireCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "expire CLUSTER PEER",
+		Short: "Let a cluster's certificate at a peer be one that has expired",
+		Long: `Let the certificate that CLUSTER has for PEER's store and agents be one that has expired a minute ago, as if the two had been apart for
+so long that it was not renewed. Connections that are open stay; joining again with a token mends it.`,
+		Example: `  clustermesh testbed expire east west
+  clustermesh token create --node west/node1 | clustermesh connect --node east/node1`,
+		Args: placesArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			bed, err := openBed(cmd)
+			if err != nil {
+				return err
+			}
+			return bed.Expire(cmd.Context(), args[0], args[1])
+		},
+	}
+}
+
 func newTestbedClockCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "clock CLUSTER[/NODE] OFFSET",
