@@ -10,6 +10,7 @@ import (
 
 	"causeway/agent/api"
 	"causeway/clustermesh"
+	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
 	"causeway/lb"
@@ -67,6 +68,9 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	}
 	s.Peers = v.peers.all()
 	for _, p := range s.Peers {
+		if p.State == string(peering.Left) {
+			continue // shown, and nothing that is wanted is missing: it is for people to take note of, by disconnecting it too
+		}
 		for _, why := range p.Why {
 			s.Problems = append(s.Problems, fmt.Sprintf("peer %s is %s: %s", p.Name, p.State, why))
 		}

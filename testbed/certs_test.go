@@ -15,7 +15,11 @@ import (
 func TestCertificates(t *testing.T) {
 	needRoot(t)
 	ctx := t.Context()
-	m := &mesh{T: t, bed: mustUp(t, Options{Clusters: []string{"east"}, Nodes: 1})}
+	program, err := realBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mesh{T: t, bed: mustUp(t, Options{Clusters: []string{"east"}, Nodes: 1, Binary: program})}
 	own := m.store("east")
 	for _, key := range []string{kvstore.Prefix + "x", kvstore.PrivatePrefix + "x"} {
 		if err := own.Put(ctx, key, []byte("1")); err != nil {

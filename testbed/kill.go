@@ -265,7 +265,7 @@ func (b *Bed) restartAgent(ctx context.Context, s *State, cluster, node string) 
 	if stores < len(now.Clusters) || now.faulty() || now.missing(cluster, node) {
 		return b.waitAgentAnswers(ctx, cluster, node, p)
 	}
-	return b.waitAgent(ctx, cluster, node, p, stores)
+	return b.waitAgent(ctx, cluster, node, p, 1) // its own; which clusters it is joined with is not the bed's to know
 }
 
 // faulty tells whether there is a fault that an agent would rightly complain about.

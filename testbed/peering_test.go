@@ -347,6 +347,9 @@ func (m *mesh) inForce(cluster string) (all []string) {
 			m.Fatal(err)
 		}
 		for line := range strings.Lines(out.String()) {
+			if strings.Contains(line, "fe80::") {
+				continue // comes by itself, a while after the link
+			}
 			all = append(all, strings.TrimSpace(line))
 		}
 	}
