@@ -1,7 +1,8 @@
 // Package kvstore is the only place that talks to a cluster's store. It defines
 // the Store interface that the rest of Causeway uses, implements it on an etcd
-// client (etcd.go) and in memory for tests that need faults (memory.go), and
-// holds the embedded etcd server behind "clustermesh kvstore" (server.go).
+// client (etcd.go) and in memory for tests that need faults (memory.go), holds
+// the embedded etcd server behind "clustermesh kvstore" (server.go), and
+// administers who may do what there (access.go).
 //
 // Both implementations pass the same contract test (contract_test.go).
 package kvstore
@@ -71,7 +72,8 @@ type Batch struct {
 	// or compaction that forced listing anew. Every key that existed at that time has
 	// been delivered by then, and every key that vanished meanwhile is in
 	// the batch as EventDelete, before the puts. A connection that was lost
-	// and found again forces no listing if the store still has the history.
+	// and found again forces no listing if the store still has the history. What is over Config.Quota is left out; when there
+	// is room again a listing brings it, if there is anything.
 	Listed bool
 	// Revision of the store that this batch brings the watcher to.
 	Revision int64
@@ -161,7 +163,7 @@ type Status struct {
 	Endpoints []string `json:"endpoints"`
 	// LastContact is when the store last answered.
 	LastContact time.Time `json:"lastContact,omitzero"`
-	// LastError is the newest failure, with the endpoint and the cause; empty while connected.
+	// LastError is the newest failure, with the endpoint and the cause; empty while connected, unless a watch is denied what others may read.
 	LastError string `json:"lastError,omitempty"`
 	// Revision is the newest revision seen.
 	Revision int64 `json:"revision"`
