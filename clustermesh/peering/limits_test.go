@@ -44,7 +44,8 @@ func (c *cluster) connection() net.Conn {
 
 // TestSlowConnectionsAreClosed: whoever connects and does not ask for something soon.
 func TestSlowConnectionsAreClosed(t *testing.T) {
-	west := newCluster(t, "west", 2)
+	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
+	c, _ := joinRequest(t, east, west.token(TokenOptions{}))
 	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	half := west.connection()
@@ -76,9 +77,7 @@ func TestSlowConnectionsAreClosed(t *testing.T) {
 	})
 	all.Wait()
 
-	// A peer that waits before it asks for more is left alone.
-	east := newCluster(t, "east", 1)
-	c, _ := joinRequest(t, east, west.token(TokenOptions{}))
+	// Who has asked for something in time is left alone.
 	if _, err := c.ask(t.Context(), false); err != nil {
 		t.Error(err)
 	}
@@ -163,34 +162,34 @@ func TestGuessing(t *testing.T) {
 func TestChecksForOthersAreBounded(t *testing.T) {
 	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
 	east.mustConnect(west)
-	var mu sync.Mutex
-	running, most := 0, 0
-	begun, release := make(chan struct{}, 5), make(chan struct{})
+	begun, release := make(chan struct{}, maxVerifying+1), make(chan struct{})
 	west.setVerify(func(context.Context, Peer) error {
-		mu.Lock()
-		running++
-		most = max(most, running)
-		mu.Unlock()
 		begun <- struct{}{}
 		<-release
-		mu.Lock()
-		running--
-		mu.Unlock()
 		return nil
 	})
 	p := east.peer("west")
-	var all sync.WaitGroup
-	for range cap(begun) {
-		all.Go(func() { must(t, east.AskChecks(t.Context(), p, func(Check) {})) })
+	ask := func(within time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		return east.AskChecks(ctx, p, func(Check) {})
 	}
+	var all sync.WaitGroup
 	for range maxVerifying {
+		all.Go(func() {
+			if err := ask(time.Minute); err != nil {
+				t.Error(err)
+			}
+		})
 		<-begun
+	}
+	wantError(t, ask(time.Second), "it makes checks for others already; try again")
+	if len(begun) != 0 {
+		t.Error("one more has begun")
 	}
 	close(release)
 	all.Wait()
-	if most != maxVerifying {
-		t.Errorf("%d ran at once", most)
-	}
+	must(t, ask(time.Minute))
 }
 
 // TestStrangersGetNothing: what is for peers needs a certificate of the own authority, and one that a record names.

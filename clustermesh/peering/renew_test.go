@@ -93,3 +93,27 @@ func TestServingCertificate(t *testing.T) {
 		t.Error("taken for a peer that has left")
 	}
 }
+
+// TestRenewedIsChecked: what a peer sends instead of the certificate that was asked for does not get into the record.
+func TestRenewedIsChecked(t *testing.T) {
+	authority := mustGet[*pki.Authority](t)(pki.NewAuthority("west", time.Now()))
+	issue := func(by *pki.Authority, user string) pki.Pair {
+		return mustGet[pki.Pair](t)(by.Issue(pki.Request{User: user}, time.Now()))
+	}
+	const user = "peer-east-aaaaaaaa"
+	first, good := issue(authority, user), issue(authority, user)
+	p := Peer{Authority: string(authority.CertPEM()), Cert: string(first.Cert), Key: string(first.Key)}
+	_, err := p.renewed(good.Cert, good.Key, "east", time.Now())
+	must(t, err)
+	stranger := mustGet[*pki.Authority](t)(pki.NewAuthority("west", time.Now()))
+	for want, cert := range map[string][]byte{
+		"instead of " + user:          issue(authority, "peer-east-bbbbbbbb").Cert,
+		"no user of cluster east":     issue(authority, "peer-north-aaaaaaaa").Cert,
+		"not signed by the authority": issue(stranger, user).Cert,
+		"does not match":              first.Cert,
+		"certificate":                 nil,
+	} {
+		_, err := p.renewed(cert, good.Key, "east", time.Now())
+		wantError(t, err, want)
+	}
+}
