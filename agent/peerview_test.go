@@ -112,7 +112,7 @@ func TestCertificatesEnd(t *testing.T) {
 		want  string
 	}{
 		{0, ""},
-		{90 * time.Minute, "this cluster's for cluster west expired 30m0s ago"},
+		{90 * time.Minute, "this cluster's for cluster west expired 30m"},
 		{-3 * time.Hour, "is not valid before"},
 	} {
 		v := &peerView{now: func() time.Time { return now.Add(test.after) }}
@@ -144,8 +144,9 @@ func TestFirstBroken(t *testing.T) {
 		want   string
 	}{
 		{[]peering.Check{ok}, ""},
-		{[]peering.Check{ok, failed(peering.CheckMTU, "east", "west"), failed(peering.CheckTunnel, "west", "east")}, "tunnel UDP from west to east: x; likely cause: y"},
+		{[]peering.Check{ok, failed(peering.CheckPods, "east", "west"), failed(peering.CheckTunnel, "west", "east")}, "tunnel UDP from west to east: x; likely cause: y"},
 		{[]peering.Check{failed(peering.CheckStore, "east", "west"), failed(peering.CheckClock, "east", "west")}, "clock from east"},
+		{[]peering.Check{failed(peering.CheckTLS, "east", "west"), failed(peering.CheckMTU, "west", "east")}, "path MTU from west"},
 		{[]peering.Check{failed(peering.CheckTCP, "east", "west"), failed(peering.CheckStore, "east", "east")}, "etcd read from east to east"},
 	} {
 		if got := firstBroken(test.checks); !strings.HasPrefix(got, test.want) || test.want == "" && got != "" {
