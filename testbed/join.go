@@ -16,7 +16,11 @@ func (b *Bed) connectAll(ctx context.Context, s *State) error {
 			return err
 		}
 	}
-	return b.eachNode(ctx, s, func(ctx context.Context, s *State, c *ClusterState, n *NodeState) error {
+	now, err := b.readState() // with the agents' processes
+	if err != nil {
+		return err
+	}
+	return b.eachNode(ctx, now, func(ctx context.Context, s *State, c *ClusterState, n *NodeState) error {
 		return b.waitAgent(ctx, c.Name, n.Name, n.Agent, len(s.Clusters))
 	})
 }
