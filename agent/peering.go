@@ -45,7 +45,11 @@ func (a *agent) setupPeering() error {
 		Verify:     a.verify,
 		Report:     func(peer string) peering.Report { return a.view.word(peer) },
 		Forgotten:  a.forgotten,
-		Now:        a.clock.Now, Log: a.log.With("from", "peering"),
+		Follows: func(cluster, user string) bool {
+			c := a.channels.get(cluster)
+			return c != nil && !c.local && c.peer().User == user
+		},
+		Now: a.clock.Now, Log: a.log.With("from", "peering"),
 	})
 	a.certs = newCerts(a)
 	return nil
@@ -58,6 +62,7 @@ func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
 	tasks.Go(func() error { return a.peering.Run(ctx, a.peeringListener) })
 	tasks.Go(func() error { return a.syncRing(ctx) })
 	tasks.Go(func() error { return a.certs.Run(ctx) })
+	tasks.Go(func() error { return a.view.watchDenied(ctx) })
 	tasks.Go(func() error {
 		<-ctx.Done()
 		a.view.wait()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"causeway/clustermesh"
 	"causeway/clustermesh/peering"
@@ -64,11 +65,33 @@ func (p *peers) restore() error {
 	return nil
 }
 
+// restorePause is the time between two attempts to put back what the own store has lost.
+const restorePause = 2 * time.Second
+
 // Run follows the records until ctx ends, and then ends the channels.
 func (p *peers) Run(ctx context.Context) error {
 	warn := func(key string, err error) { p.refusals.Add(p.cfg.Cluster.Name, key, err) }
-	for records := range peering.WatchPeers(ctx, p.own().store, warn) {
-		p.apply(records)
+	lists := peering.WatchPeers(ctx, p.own().store, warn)
+	again := time.NewTimer(0)
+	<-again.C
+	var lost []peering.Peer // what the store has to get back
+	for open := true; open; {
+		select {
+		case records, more := <-lists:
+			if open = more; !more {
+				break
+			}
+			if records.Lost {
+				lost = records.List
+				again.Reset(0)
+			}
+			p.apply(records.List)
+		case <-again.C:
+			if err := p.peering.Restore(ctx, lost); err != nil {
+				p.log.Warn("the own store was emptied, and does not have the peers again yet", "error", err)
+				again.Reset(restorePause)
+			}
+		}
 	}
 	for _, c := range p.channels.ofPeers() {
 		p.stop(c)

@@ -130,6 +130,25 @@ func (v *peerView) start(c *channel) (running chan struct{}, needed bool) {
 // stale tells whether the last word is too old to count.
 func (r *report) stale() bool { return time.Since(r.heard) > reportStale }
 
+// watchDenied asks peers whose stores do not let this cluster read any more whether they have left, until ctx ends. What follows from that is
+// written into the records by who asks.
+func (v *peerView) watchDenied(ctx context.Context) error {
+	tick := time.NewTicker(reportFresh)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, c := range v.channels.ofPeers() {
+			if c.store.Status().Denied {
+				v.start(c)
+			}
+		}
+	}
+}
+
 // wait waits at the agent's end, which v.ctx has told, for the questions that are under way.
 func (v *peerView) wait() {
 	v.mu.Lock()   // from now on none is begun

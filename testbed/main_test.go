@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 			fmt.Print(socket)
 			os.Exit(0)
 		case "up":
-			_, err := Up(context.Background(), Options{Dir: os.Args[2], Clusters: []string{"east", "west"}, Nodes: 2})
+			_, err := Up(context.Background(), Options{Dir: os.Args[2], Clusters: []string{"east", "west"}, Nodes: 2, Unconnected: true})
 			os.Exit(report(err))
 		}
 	}

@@ -94,7 +94,7 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 		}
 		for j, n := range c.Nodes {
 			g.Go(func() error {
-				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, len(s.Clusters), c.Name, n)
+				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, c.Name, n)
 				return nil
 			})
 		}
@@ -117,7 +117,7 @@ func processStatus(p *Process, address netip.Addr, netns, log string) ProcessSta
 	return st
 }
 
-func (b *Bed) nodeStatus(ctx context.Context, stores int, cluster string, n NodeState) NodeStatus {
+func (b *Bed) nodeStatus(ctx context.Context, cluster string, n NodeState) NodeStatus {
 	st := NodeStatus{
 		Name: n.Name, PodCIDR: n.PodCIDR, Socket: b.socket(cluster, n.Name), Down: n.Down, ClockOffset: n.ClockOffset, Problems: []string{},
 		ProcessStatus: processStatus(n.Agent, n.Address, b.nodeNS(cluster, n.Name), b.agentLog(cluster, n.Name)),
@@ -132,7 +132,7 @@ func (b *Bed) nodeStatus(ctx context.Context, stores int, cluster string, n Node
 		defer cancel()
 		client := b.Client(cluster, n.Name)
 		defer client.Close()
-		problem := agentProblem(ctx, client, stores)
+		problem := agentProblem(ctx, client, 1)
 		if st.OK = problem == ""; !st.OK {
 			st.Problems = append(st.Problems, problem)
 		}

@@ -236,6 +236,7 @@ func (v *server) admit(ctx context.Context, access Administrator, t presented, p
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write the record of peer %s: %w", p.Name(), err), access.Revoke(after, p.User))
 	}
+	v.forgetUsedBy(after, p.Name(), t.ID)
 	if replaces {
 		if err := access.Revoke(after, old.User); err != nil {
 			v.Log.Error("A user of an earlier connection is left in the own store; remove it with etcdctl", "user", old.User, "error", err)

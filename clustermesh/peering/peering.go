@@ -181,6 +181,9 @@ type Config struct {
 	Report func(peer string) Report
 	// Forgotten waits until nothing of a cluster that was disconnected is in force on this node.
 	Forgotten func(ctx context.Context, cluster string) error
+	// Follows tells whether this node still follows a peer by the connection of this user. A record that is missing nevertheless is not taken for a
+	// disconnect: the store may have lost it. Nil: it does not.
+	Follows func(cluster, user string) bool
 	// Now is the clock; nil is the real one.
 	Now func() time.Time
 	Log *slog.Logger

@@ -147,49 +147,76 @@ func encode(row any) []byte {
 	return value
 }
 
-// WatchPeers delivers all records of peers, at once and whenever one has changed, until ctx ends. A record that cannot be read is logged and left out. A slow
-// reader gets the newest list only. Lists are ordered by name, and are the reader's.
-func WatchPeers(ctx context.Context, store kvstore.Store, warn func(key string, err error)) <-chan []Peer {
-	lists := make(chan []Peer)
+// Peers are the records of all peers, ordered by name.
+type Peers struct {
+	List []Peer
+	// Lost: the store was emptied, or restored from an older copy. What is missing in it is in the list all the same, since nobody has
+	// withdrawn it: Restore puts it back.
+	Lost bool
+}
+
+// WatchPeers delivers all records of peers, at once and whenever one has changed, until ctx ends. A record that cannot be read is told, and
+// leaves what was read before. A slow reader gets the newest list only. Lists are the reader's.
+func WatchPeers(ctx context.Context, store kvstore.Store, warn func(key string, err error)) <-chan Peers {
+	lists := make(chan Peers)
 	go func() {
 		defer close(lists)
-		peers := map[string]Peer{}
+		w := peersWatch{peers: map[string]Peer{}, warn: warn}
 		changes := store.Watch(ctx, PeersPrefix)
-		var out chan<- []Peer // nil until there is something new to deliver
+		var out chan<- Peers // nil until there is something new to deliver
 		listed := false
 		for {
-			var list []Peer
+			var news Peers
 			if out != nil {
-				list = slices.SortedFunc(maps.Values(peers), func(a, b Peer) int { return strings.Compare(a.Name(), b.Name()) })
+				news = w.all()
 			}
 			select {
 			case batch, open := <-changes:
 				if !open {
 					return
 				}
-				apply(peers, batch, warn)
+				w.apply(batch)
 				if listed = listed || batch.Listed; listed {
 					out = lists
 				}
-			case out <- list:
-				out = nil
+			case out <- news:
+				out, w.lost = nil, false
 			}
 		}
 	}()
 	return lists
 }
 
-func apply(peers map[string]Peer, batch kvstore.Batch, warn func(key string, err error)) {
+// peersWatch gathers records from a watch.
+type peersWatch struct {
+	peers    map[string]Peer
+	revision int64
+	lost     bool
+	warn     func(key string, err error)
+}
+
+func (w *peersWatch) all() Peers {
+	list := slices.SortedFunc(maps.Values(w.peers), func(a, b Peer) int { return strings.Compare(a.Name(), b.Name()) })
+	return Peers{List: list, Lost: w.lost}
+}
+
+func (w *peersWatch) apply(batch kvstore.Batch) {
+	// A store's revision only goes back if it is another one, or an older copy.
+	lost := batch.Listed && batch.Revision < w.revision
+	w.revision = batch.Revision
+	w.lost = w.lost || lost
 	for _, e := range batch.Events {
-		delete(peers, e.Key)
 		if e.Kind == kvstore.EventDelete {
+			if !lost {
+				delete(w.peers, e.Key)
+			}
 			continue
 		}
 		p, err := DecodePeer(e.Key, e.Value)
 		if err != nil {
-			warn(e.Key, err)
+			w.warn(e.Key, err)
 			continue
 		}
-		peers[e.Key] = p
+		w.peers[e.Key] = p
 	}
 }

@@ -71,8 +71,8 @@ func TestWatchPeers(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	warned := make(chan string, 8)
 	lists := WatchPeers(ctx, store, func(key string, err error) { warned <- key })
-	names := func(list []Peer) (all string) {
-		for _, p := range list {
+	names := func(list Peers) (all string) {
+		for _, p := range list.List {
 			all += p.Name() + "=" + string(p.State) + " "
 		}
 		return all
@@ -130,4 +130,22 @@ func FuzzTokenRecord(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestWatchPeersOutlivesItsStore: a store that was emptied has withdrawn nobody, and gets back what it has lost.
+func TestWatchPeersOutlivesItsStore(t *testing.T) {
+	west := samplePeer(t)
+	w := peersWatch{peers: map[string]Peer{}, warn: func(key string, err error) { t.Errorf("%s: %v", key, err) }}
+	key := PeerKey(west.Name())
+	put := kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: key, Value: EncodePeer(west), Revision: 40}}
+	gone := kvstore.Event{Kind: kvstore.EventDelete, Entry: kvstore.Entry{Key: key}}
+	w.apply(kvstore.Batch{Events: []kvstore.Event{put}, Listed: true, Revision: 50})
+	w.apply(kvstore.Batch{Events: []kvstore.Event{gone}, Listed: true, Revision: 3})
+	if all := w.all(); len(all.List) != 1 || !all.Lost {
+		t.Errorf("the store was emptied, and the peers are %+v", all)
+	}
+	w.apply(kvstore.Batch{Events: []kvstore.Event{gone}, Revision: 4})
+	if all := w.all(); len(all.List) != 0 {
+		t.Errorf("the peer was disconnected, and the peers are %+v", all)
+	}
 }

@@ -106,6 +106,9 @@ func (v *server) caller(ctx context.Context) (stored, error) {
 	if err != nil {
 		return stored{}, v.ownStoreFailed(err)
 	}
+	if !found && v.Follows != nil && v.Follows(cluster, user) {
+		return stored{}, refuse(codes.Unavailable, Refusal_UNKNOWN, "its own store has no record of this cluster at the moment; try again")
+	}
 	if !found || p.User != user || p.State == Left {
 		return stored{}, left
 	}

@@ -101,6 +101,20 @@ func (s *Service) forgetTokens(ctx context.Context) error {
 	return nil
 }
 
+// forgetUsedBy deletes the records of tokens that a cluster has used before its newest one: who joins again and again leaves no more than one. That
+// it fails changes nothing but that.
+func (s *Service) forgetUsedBy(ctx context.Context, cluster, newest string) {
+	records, err := s.Tokens(ctx)
+	for _, r := range records {
+		if err == nil && r.UsedBy == cluster && r.ID != newest {
+			err = s.Store.Delete(ctx, tokenKey(r.ID))
+		}
+	}
+	if err != nil {
+		s.Log.Debug("Records of old tokens stay until they expire", "cluster", cluster, "error", err)
+	}
+}
+
 // forgotten is when nothing has to be known of it any more.
 func (r TokenRecord) forgotten() time.Time {
 	if !r.UsedAt.IsZero() {
