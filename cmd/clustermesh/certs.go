@@ -29,6 +29,7 @@ func newCertsCommand(e *env) *cobra.Command {
 			short: "The certificates that this node lives by, and until when",
 			long: `The certificates that this node lives by: that of the cluster's authority, this node's own, and those with which this cluster reads
 its peers' stores. They renew themselves when a third of their life is left (RENEWS), but the authority's.
+One at a peer that has expired all the same takes a new token of that peer.
 ` + certCodes,
 			example: "  clustermesh certs\n  clustermesh certs -o json | jq -r '.[] | select(.state != \"valid\") | .name'",
 			get:     (*api.Client).Certs,

@@ -28,14 +28,17 @@ func newConnectCommand(e *env) *cobra.Command {
 		Short: "Join the cluster that a token is of",
 		Long: `Join this node's cluster with the one that a token is of, in both directions, and with that one's peers. What stands in the way is
 found before anything is changed, and each check is a line; it is done when a packet has made the way from pods' side to
-pods' side and back, both ways. If that does not come about, what was begun is taken back.
+pods' side and back, both ways. If that does not come about, what was begun is taken back; should it be a peer of that cluster that
+cannot be joined, the others stay connected, and the error names it.
+
+A connection of which a certificate has expired is replaced; any other has to be disconnected first.
 
 The token is read from standard input if it is "-", or if there is none and standard input is no terminal. Other users of this
 machine don't see it in the list of processes then.
 
 Exit codes:
   0    connected: packets pass in both directions
-  1    refused, or it did not come about in time; the error says why
+  1    refused, or it did not come about in time, or not with all; the error says why
   2    wrong usage, or no agent there
   130  interrupted; what was begun is taken back`,
 		Example: `  clustermesh connect TOKEN

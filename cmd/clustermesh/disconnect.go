@@ -16,7 +16,7 @@ func newDisconnectCommand(e *env) *cobra.Command {
 		Short: "End the connection with a cluster, whether it can be reached or not",
 		Long: `End the connection with a cluster. Its access to this cluster's store is taken away, and nothing of it stays in force here: no
 address, service or route. It takes less than a second, also if the other cluster is gone for good; that one, if it is not, shows
-this one as "left" as soon as it knows.
+this one as "left" as soon as it knows. This cluster's own store is needed for it.
 
 That there is no such peer is no failure, so it can be done again.
 

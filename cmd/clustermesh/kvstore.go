@@ -31,8 +31,8 @@ first start makes the authority and all certificates in a directory:
   server.crt server.key  the store's
   agent.crt agent.key    the agents': bring them to every node, with ca.crt
 
-They are renewed before they expire, as long as the store runs: then bring the agents' to the nodes again. Who has no user in the store may do nothing,
-whatever certificate it has: the agents have one, and clusters that are connected.
+They are renewed before they expire, as long as the store runs; agents renew what was brought to their nodes by themselves. Who has no user in the
+store may do nothing, whatever certificate it has: the agents have one, and clusters that are connected.
 
 One line is printed once the store is ready; SIGINT or SIGTERM stop it. Agents don't need the
 store to go on with what they know, and find it again when it is back.`,
@@ -104,7 +104,8 @@ func newKVStoreInitCommand() *cobra.Command {
 and gets the cluster's authority, with which the agents let other clusters in.
 
 The etcd must take certificates of that authority from its clients, as their only proof of who they are (etcd's --client-cert-auth and
---trusted-ca-file), and show one of it itself. It should be Causeway's alone. To do it again changes nothing.`,
+--trusted-ca-file), and show one of it itself, for the names or addresses that nodes of all clusters reach it at. That of the agents is for clients, with
+the common name "agent". The etcd should be Causeway's alone. To do it again changes nothing.`,
 		Example: `  clustermesh kvstore init --endpoints https://172.29.1.2:2379 --ca ca.crt --ca-key ca.key
 
   # Several members

@@ -19,7 +19,7 @@ func hideTokens(s string) string { return tokenText.ReplaceAllString(s, "(a toke
 func newTokenCommand(e *env) *cobra.Command {
 	return family("token", "Tokens, with which another cluster joins this one", `  clustermesh token create                    in one cluster; and in the other one: clustermesh connect TOKEN
   clustermesh token list
-  clustermesh token delete 5f0c9a17`,
+  clustermesh token delete ejkcwktfykopk`,
 		newTokenCreateCommand(e), newTokenListCommand(e), newTokenDeleteCommand(e))
 }
 
@@ -30,7 +30,7 @@ func newTokenCreateCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a token, with which one other cluster can join this one",
-		Long: `Make a token, with which one other cluster can join this one: once, and until it expires. It is the only thing on standard
+		Long: `Make a token, with which one other cluster can join this one: once, and until it expires, 10 s to 24 h from now. It is the only thing on standard
 output; what to do with it is told on the terminal.
 
 It holds where this cluster is reached, which cluster that must be, and a secret. Whoever has it before it is used can join:
@@ -85,7 +85,7 @@ func newTokenListCommand(e *env) *cobra.Command {
 		use:   "list",
 		short: "List the tokens that were made: which can be used, and who has used one",
 		long: `List the tokens that were made, without their texts: which can be used still, and who has used one. Used and expired ones are
-shown for a while.`,
+shown for an hour. One "for" a cluster was made since a peer has introduced that cluster.`,
 		example: "  clustermesh token list\n  clustermesh token list -o json",
 		get:     (*api.Client).Tokens,
 		print: func(p *printer, tokens []api.TokenInfo) {
@@ -120,7 +120,7 @@ func newTokenDeleteCommand(e *env) *cobra.Command {
 		Use:               "delete ID",
 		Short:             "Make a token worthless",
 		Long:              "Make a token worthless, by its ID: nobody can join with it any more. Who has joined already stays; see disconnect.",
-		Example:           "  clustermesh token delete 5f0c9a17",
+		Example:           "  clustermesh token delete ejkcwktfykopk",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: e.completeTokens(),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -23,7 +23,7 @@ func newTroubleshootCommand(e *env) *cobra.Command {
 		Short: "Walk the connection with a peer, or with all, and name the first thing that is broken",
 		Long: `Walk the connection with a peer, or with all, in both directions: name resolution, TCP, TLS and its chain, clock, etcd, gossip, tunnel,
 path MTU, and from pods' side to pods' side. It asks anew, whatever status says, changes nothing, and names the first thing that
-is broken, the likely cause, and what to do.
+is broken, the likely cause, and what to do. Peers that have left are not looked at.
 
 Exit codes:
   0    nothing is broken, or there is no peer
