@@ -46,6 +46,8 @@ type agent struct {
 	tables   *clustermesh.Tables
 	refusals *clustermesh.Refusals
 	claims   *clustermesh.Claims
+	// assigned: the cluster's ID is not configured.
+	assigned bool
 	device   tunnel.Device
 	datapath *datapath.Datapath
 	routes   *tunnel.Routes
@@ -135,6 +137,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	a.reconcile(ctx, tasks)
 	a.followOwn(ctx, tasks)
+	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	a.startGossip(ctx, tasks)
@@ -283,7 +286,7 @@ func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool { return old.Address != now.Address })
 	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)
 	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
-	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node}, nil)
+	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node, Assigned: a.assigned}, nil)
 }
 
 // start runs a reconciler, and lets it prune now (what is of clusters that are followed no more) and whenever a

@@ -37,6 +37,7 @@ type endpoints struct {
 	mtu      int
 	file     string // where endpoints are kept over restarts
 	cluster  string
+	id       identity.ClusterID // of the cluster
 	log      *slog.Logger
 	// away tells that the store is known not to answer.
 	away func() bool
@@ -49,7 +50,7 @@ type endpoints struct {
 
 func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Config, mtu int, log *slog.Logger) *endpoints {
 	return &endpoints{
-		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, log: log,
+		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
 		byID: map[string]identity.Endpoint{}, pool: newAddressPool(cfg.Node.PodCIDR),
 	}
@@ -249,6 +250,16 @@ func (e *endpoints) Restore() error {
 	return e.save()
 }
 
+// readopt returns the identity of an endpoint of an earlier life: the one that it had, or a new one if the cluster has been assigned another ID since.
+func (e *endpoints) readopt(ep identity.Endpoint) (identity.Number, error) {
+	if ep.Identity.Cluster() == e.id {
+		return e.identity.Adopt(context.Background(), ep.Labels, ep.Identity)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), idPatience)
+	defer cancel()
+	return e.identity.Allocate(ctx, ep.Labels)
+}
+
 // restore brings back one endpoint; false if its link is gone, or its address is not this node's any more. An error says
 // that this is not known, so that nothing may be forgotten.
 func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
@@ -262,7 +273,7 @@ func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 	}
 	e.byID[ep.ID()] = ep
 	e.pool.take(ep.Address)
-	number, err := e.identity.Adopt(context.Background(), ep.Labels, ep.Identity)
+	number, err := e.readopt(ep)
 	if err != nil {
 		e.log.Warn("endpoint keeps its identity unconfirmed", "endpoint", ep.ID(), "error", err)
 		number = ep.Identity

@@ -133,10 +133,13 @@ func holds(ranges []netip.Prefix, p netip.Prefix) bool {
 	return false
 }
 
+// capabilities of agents of this version, all of which a cluster needs to be joined with another.
+var capabilities = []string{"ipv4", "vxlan"}
+
 // info is what the cluster says about itself.
 func (c *Config) info() identity.ClusterInfo {
 	return identity.ClusterInfo{
 		Name: c.Cluster.Name, ID: c.Cluster.ID, PodCIDRs: c.Cluster.PodCIDRs, ServiceCIDR: c.Cluster.ServiceCIDR,
-		Version: Version,
+		Version: Version, Capabilities: capabilities,
 	}
 }

@@ -39,18 +39,21 @@ func (a *agent) setupPeering() error {
 	a.peering = peering.New(peering.Config{
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
 		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
-		Administer: a.administer,
-		Ring:       func() gossip.Ring { return a.life.gossip.Ring() },
-		Adopt:      func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
-		Verify:     a.verify,
-		Report:     func(peer string) peering.Report { return a.view.word(peer) },
-		Forgotten:  a.forgotten,
+		Administer: a.administer, Requires: capabilities,
+		Ring:      func() gossip.Ring { return a.life.gossip.Ring() },
+		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
+		Verify:    a.verify,
+		Report:    func(peer string) peering.Report { return a.view.word(peer) },
+		Forgotten: a.forgotten,
 		Follows: func(cluster, user string) bool {
 			c := a.channels.get(cluster)
 			return c != nil && !c.local && c.peer().User == user
 		},
 		Now: a.clock.Now, Log: a.log.With("from", "peering"),
 	})
+	if a.assigned {
+		a.peering.Renumber = a.renumber
+	}
 	a.certs = newCerts(a)
 	return nil
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -93,6 +94,10 @@ func (s *server) connect(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, err)
 		return
 	}
+	if _, problems := s.agent.own().state(s.agent.refusals, s.tables.started); len(problems) > 0 {
+		answer(w, nil, conflict("this cluster has to be well itself before it is joined with another: %s", strings.Join(problems, "; ")))
+		return
+	}
 	out, begun := newEvents(w), time.Now()
 	// Several clusters may be joined: the last event alone has the stage done.
 	var held *api.ConnectEvent
@@ -115,6 +120,8 @@ func (s *server) connect(w http.ResponseWriter, r *http.Request) {
 	})
 	took := time.Since(begun)
 	switch {
+	case errors.Is(err, peering.ErrRenumbered):
+		// The agent ends its requests, and begins anew.
 	case err != nil:
 		if held != nil {
 			held.Stage = string(peering.StageVerify)

@@ -29,6 +29,9 @@ type Publisher struct {
 	Store kvstore.Store
 	// Node that publishes.
 	Node identity.Node
+	// Assigned: the cluster's ID is not configured but was assigned, which may be done anew. What the store says of another ID
+	// of this cluster is of before, then.
+	Assigned bool
 
 	// ours: the store is this cluster's; claimed: the node's name in it is this machine's.
 	ours, claimed bool
@@ -106,6 +109,9 @@ func (p *Publisher) updateCluster(ctx context.Context, pub Publication) error {
 		return nil
 	}
 	info, err := identity.DecodeCluster(pub.Key, held.Value)
+	if err == nil && p.Assigned && info.Name == p.Node.Cluster {
+		info.ID = p.Node.ClusterID
+	}
 	if err == nil && (info.Name != p.Node.Cluster || info.ID != p.Node.ClusterID) {
 		return fmt.Errorf("the store is that of cluster %s (ID %d), but this node is configured for %s (ID %d); check kvstore.endpoints and cluster",
 			info.Name, info.ID, p.Node.Cluster, p.Node.ClusterID)

@@ -18,7 +18,7 @@ import (
 )
 
 // writeAgentConfig writes the configuration of a node's agent. Which clusters it is joined with is in its cluster's store.
-func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel string) error {
+func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, o *Options) error {
 	cfg := agent.Config{
 		Cluster: agent.ClusterConfig{
 			Name: c.Name, ID: c.ID,
@@ -33,7 +33,10 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, logLevel s
 		StateDir: b.path(c.Name, n.Name, "state"),
 		BPFFS:    b.bpffs(c.Name, n.Name),
 		Cgroup:   s.cgroup(cgroupNode(c.Name, n.Name)),
-		LogLevel: logLevel,
+		LogLevel: o.LogLevel,
+	}
+	if o.AssignIDs {
+		cfg.Cluster.ID = 0
 	}
 	doc, err := yaml.Marshal(cfg)
 	if err != nil {

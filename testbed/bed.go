@@ -20,6 +20,8 @@ type Options struct {
 	Clusters []string
 	// Nodes per cluster.
 	Nodes int
+	// AssignIDs leaves the clusters' IDs out of the agents' configurations, so that the clusters are assigned some.
+	AssignIDs bool
 	// Binary is the clustermesh program to run; empty: the running one. It is copied.
 	Binary string
 	// LogLevel of the agents: debug, info, warn, error; empty: the agent's default.

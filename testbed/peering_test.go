@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"causeway/agent/api"
+	"causeway/identity"
 	"causeway/kvstore"
 )
 
@@ -498,4 +499,68 @@ func TestWipedStoreKeepsPeers(t *testing.T) {
 			return ""
 		})
 	}
+}
+
+// TestIDsAreAssigned: clusters whose configurations have no ID get one. Should two that are joined have the same, the one that joins takes another,
+// with all that is in it already.
+func TestIDsAreAssigned(t *testing.T) {
+	needRoot(t)
+	program, err := realBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	m := &mesh{T: t, bed: mustUp(t, Options{Binary: program, Clusters: []string{"west", "east"}, Nodes: 2, Unconnected: true, AssignIDs: true})}
+	for _, cluster := range []string{"west", "east"} {
+		if err := m.store(cluster).Put(ctx, "causeway/private/v1/cluster-id", []byte("77")); err != nil {
+			t.Fatal(err)
+		}
+		for _, node := range []string{"node1", "node2"} {
+			m.eventually(cluster+"/"+node+" has the ID", func() string { return m.notID(cluster, node, 77) })
+		}
+		m.server(cluster, "node2", "shop-1")
+		m.pod(PodSpec{Cluster: cluster, Node: "node1", Name: "client", Labels: map[string]string{"app": "client"}, Command: []string{"sleep", "infinity"}})
+		client := m.bed.Client(cluster, "node1")
+		if _, err := client.ApplyServices(ctx, []byte(shop)); err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+	}
+	m.connect("west", "east")
+	for _, node := range []string{"node1", "node2"} {
+		m.eventually("east/"+node+" has another ID", func() string { return m.notID("east", node, 1) })
+	}
+	m.wantConnected("east", "west")
+	m.wantConnected("west", "east")
+	m.shop = "http://" + m.serviceIP("east") + "/"
+	m.eventually("both serve", func() string {
+		r, err := m.load(ctx, "east", 50, time.Second)
+		if err != nil || r.Failed > 0 || len(r.By) != 2 {
+			return fmt.Sprintf("%+v, %v", r, err)
+		}
+		return ""
+	})
+	for _, pair := range [][2]string{{"east", "west"}, {"west", "east"}} {
+		client := m.bed.Client(pair[0], "node1")
+		m.eventually("nothing is refused in "+pair[0], func() string {
+			status, err := client.Status(ctx)
+			if err != nil || !status.OK || len(status.Refusals) > 0 {
+				return fmt.Sprintf("%+v, %v", status, err)
+			}
+			return ""
+		})
+		client.Close()
+	}
+}
+
+// notID tells why a node does not have a cluster ID, or is not well with it.
+func (m *mesh) notID(cluster, node string, id identity.ClusterID) string {
+	m.Helper()
+	client := m.bed.Client(cluster, node)
+	defer client.Close()
+	status, err := client.Status(m.Context())
+	if err != nil || status.ClusterID != id || !status.OK {
+		return fmt.Sprintf("%+v, %v", status, err)
+	}
+	return ""
 }

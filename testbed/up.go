@@ -214,7 +214,7 @@ func (b *Bed) prepare(s *State, o *Options) error {
 			}
 		}
 		for _, n := range c.Nodes {
-			if err := b.prepareNode(s, c, n, o.LogLevel); err != nil {
+			if err := b.prepareNode(s, c, n, o); err != nil {
 				return err
 			}
 		}
@@ -222,7 +222,7 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	return nil
 }
 
-func (b *Bed) prepareNode(s *State, c ClusterState, n NodeState, logLevel string) error {
+func (b *Bed) prepareNode(s *State, c ClusterState, n NodeState, o *Options) error {
 	for _, dir := range []string{"state", "pods"} {
 		if err := os.MkdirAll(b.path(c.Name, n.Name, dir), 0o700); err != nil {
 			return err
@@ -234,7 +234,7 @@ func (b *Bed) prepareNode(s *State, c ClusterState, n NodeState, logLevel string
 	if err := makeCgroup(s.cgroup(cgroupNode(c.Name, n.Name))); err != nil {
 		return err
 	}
-	return b.writeAgentConfig(s, c, n, logLevel)
+	return b.writeAgentConfig(s, c, n, o)
 }
 
 // installBinary copies the program into the bed: the original may be gone while the bed is up, as "go run" removes it.

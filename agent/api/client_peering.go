@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"time"
 )
 
 // CreateToken makes a token, with which one other cluster can join this one, once.
@@ -30,15 +31,57 @@ func (c *Client) DeleteToken(ctx context.Context, id string) error {
 // Connect joins the cluster that a token is of, and yields what happens, when it happens. The last event has the stage done, or has
 // Error; an error instead of it says that the agent could not be asked, or was lost in the middle. That ctx ends, or that the
 // caller stops reading, has the agent take back what it has begun.
+//
+// If the cluster has to take another ID first (StageRenumber), the agent begins anew with it; Connect waits for that and goes on with the same token.
 func (c *Client) Connect(ctx context.Context, req ConnectRequest) iter.Seq2[ConnectEvent, error] {
 	return func(yield func(ConnectEvent, error) bool) {
-		for event, err := range stream[ConnectEvent](ctx, c, PathConnect, req) {
-			last := err == nil && (event.Stage == StageDone || event.Error != "")
-			if !yield(event, err) || last || err != nil {
+		for renumbered := (time.Time{}); ; {
+			again := time.Time{}
+			for event, err := range stream[ConnectEvent](ctx, c, PathConnect, req) {
+				if err != nil && !again.IsZero() && ctx.Err() == nil {
+					break // it begins anew, as it has said
+				}
+				if err == nil && event.Stage == StageRenumber && event.Error == "" {
+					again = time.Now()
+				}
+				last := err == nil && (event.Stage == StageDone || event.Error != "")
+				if !yield(event, err) || last || err != nil {
+					return
+				}
+			}
+			if again.IsZero() || !renumbered.IsZero() {
+				yield(ConnectEvent{}, fmt.Errorf("the agent at %s stopped in the middle of connecting: look at what has become of it in its peers, and connect again", c.socket))
 				return
 			}
+			if err := c.waitAnew(ctx, again); err != nil {
+				yield(ConnectEvent{}, err)
+				return
+			}
+			renumbered = again
 		}
-		yield(ConnectEvent{}, fmt.Errorf("the agent at %s stopped in the middle of connecting: look at what has become of it in its peers, and connect again", c.socket))
+	}
+}
+
+// How long an agent is waited for that begins anew, and how often it is asked.
+const (
+	anewTimeout = 20 * time.Second
+	anewPause   = 50 * time.Millisecond
+)
+
+// waitAnew waits until the agent has begun anew after a time, and is in step with its store.
+func (c *Client) waitAnew(ctx context.Context, after time.Time) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, anewTimeout, fmt.Errorf("the agent at %s was to begin anew with another cluster ID, and was not ready within %s; see its log, and connect again", c.socket, anewTimeout))
+	defer cancel()
+	for {
+		status, err := c.Status(ctx)
+		if err == nil && status.Started.After(after) && len(status.Stores) > 0 && status.Stores[0].Synced {
+			return nil
+		}
+		select {
+		case <-time.After(anewPause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
 

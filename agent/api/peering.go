@@ -19,6 +19,9 @@ const (
 // StageDone is the stage of the last event of a connect that succeeded.
 const StageDone = "done"
 
+// StageRenumber says that the cluster takes another ID before it is joined, and its agents begin anew.
+const StageRenumber = "renumber"
+
 // TokenRequest asks for a token.
 type TokenRequest struct {
 	// TTL in seconds; 0 is 15 minutes.

@@ -62,6 +62,15 @@ func (l *link) Close() {
 	l.secured.Close() // it never became gRPC's if nothing was asked
 }
 
+// inOneLine joins errors as one sentence has them.
+func inOneLine(errs []error) error {
+	all := errs[0]
+	for _, err := range errs[1:] {
+		all = fmt.Errorf("%w; %w", all, err)
+	}
+	return all
+}
+
 // reach opens a connection to the first endpoint that answers as who it should be. One that hangs costs no more than stagger.
 func (s *Service) reach(ctx context.Context, who pinned, endpoints []string) (*link, error) {
 	if len(endpoints) == 0 {
@@ -105,7 +114,7 @@ func (s *Service) reach(ctx context.Context, who pinned, endpoints []string) (*l
 				return over(r.conn, who.cluster)
 			}
 			if failed = append(failed, r.err); len(failed) == len(endpoints) {
-				return nil, fmt.Errorf("cluster %s cannot be reached: %w", who.cluster, errors.Join(failed...))
+				return nil, fmt.Errorf("cluster %s cannot be reached: %w", who.cluster, inOneLine(failed))
 			}
 			if next < len(endpoints) {
 				try()

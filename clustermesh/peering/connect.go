@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"causeway/identity"
 )
 
 const (
@@ -182,10 +184,43 @@ func (c *connect) look(ctx context.Context) error {
 			all = append(all, sentence)
 		}
 	}
+	if id := c.otherID(all); id != 0 {
+		return c.renumber(ctx, id)
+	}
 	if len(all) > 0 {
 		return &ConflictError{Cluster: c.token.Cluster, Conflicts: all}
 	}
 	return nil
+}
+
+// ErrRenumbered says that the own cluster takes another ID, since its own was taken: connect again with the same token when the agents
+// have begun anew.
+var ErrRenumbered = errors.New("the cluster takes another ID, so its agents begin anew; connect again with the same token")
+
+// otherID returns the ID that the own cluster can take if its ID is all that is in the way, and was assigned; otherwise 0.
+func (c *connect) otherID(all []string) identity.ClusterID {
+	free := freeID(c.own, c.issuer)
+	if c.s.Renumber == nil || len(all) == 0 || free == 0 {
+		return 0
+	}
+	ids := idConflicts(c.own, c.issuer)
+	if slices.ContainsFunc(all, func(sentence string) bool { return !slices.Contains(ids, sentence) }) {
+		return 0
+	}
+	renumbered := c.own
+	renumbered.info.ID = free
+	if len(conflicts(renumbered, c.issuer)) > 0 {
+		return 0
+	}
+	return free
+}
+
+func (c *connect) renumber(ctx context.Context, id identity.ClusterID) error {
+	c.say(StageRenumber, "cluster ID %d of %s is taken in the mesh of %s: it takes %d, and its agents begin anew with it", c.own.info.ID, c.own.info.Name, c.token.Cluster, id)
+	if err := c.s.Renumber(ctx, id); err != nil {
+		return err
+	}
+	return ErrRenumbered
 }
 
 // ConflictError says why two clusters cannot be joined: all that is in the way, a sentence each, with what to do.

@@ -78,7 +78,7 @@ func (s *Service) tellDisconnected(ctx context.Context, p Peer, force bool) erro
 		return errors.New("not asked to tell it")
 	}
 	if p.State == Left {
-		return errors.New("it has left before")
+		return nil // it has left first, and knows
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellFor)
 	defer cancel()

@@ -114,8 +114,10 @@ const (
 	StagePlan      Stage = "plan"      // what will be done, in sentences
 	StageJoin      Stage = "join"      // trust is exchanged
 	StageVerify    Stage = "verify"    // packets are sent both ways
-	StageDone      Stage = "done"
-	StageUndo      Stage = "undo" // it failed, and what was written is taken back
+	// StageRenumber: the own cluster takes another ID, and its agents begin anew. Connect again with the same token, which was not used.
+	StageRenumber Stage = "renumber"
+	StageDone     Stage = "done"
+	StageUndo     Stage = "undo" // it failed, and what was written is taken back
 )
 
 // Event is progress of a Connect.
@@ -181,6 +183,8 @@ type Config struct {
 	Report func(peer string) Report
 	// Forgotten waits until nothing of a cluster that was disconnected is in force on this node.
 	Forgotten func(ctx context.Context, cluster string) error
+	// Renumber assigns the own cluster an ID that is free in the mesh that it joins. Nil: its ID is configured, and stays.
+	Renumber func(ctx context.Context, id identity.ClusterID) error
 	// Follows tells whether this node still follows a peer by the connection of this user. A record that is missing nevertheless is not taken for a
 	// disconnect: the store may have lost it. Nil: it does not.
 	Follows func(cluster, user string) bool

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 
@@ -30,7 +31,10 @@ when it ends, and goes on forwarding.`,
 			if err != nil {
 				return err
 			}
-			if err := agent.Run(cmd.Context(), cfg, log); err != nil && cmd.Context().Err() == nil {
+			for err = agent.ErrRenumbered; errors.Is(err, agent.ErrRenumbered) && cmd.Context().Err() == nil; {
+				err = agent.Run(cmd.Context(), cfg, log)
+			}
+			if err != nil && cmd.Context().Err() == nil {
 				return err
 			}
 			return nil // told to end, which is the only way that it ends well
