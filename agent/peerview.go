@@ -29,7 +29,7 @@ const (
 	reportFresh = 2 * time.Second
 	reportStale = 10 * time.Second
 	// reportWait bounds how long a status waits for a first word, or a new one in place of a stale one, reportTimeout how long the peer may take.
-	reportWait    = 1500 * time.Millisecond
+	reportWait    = 800 * time.Millisecond
 	reportTimeout = 3 * time.Second
 )
 
@@ -50,6 +50,7 @@ type peerView struct {
 
 	mu      sync.Mutex
 	reports map[string]*report
+	ended   bool // none is asked any more
 }
 
 // report is a peer's last word on the link.
@@ -119,7 +120,7 @@ func (v *peerView) start(c *channel) (running chan struct{}, needed bool) {
 	if r.running != nil {
 		return r.running, r.stale() || r.err == nil
 	}
-	if time.Since(r.asked) < reportFresh || v.ctx.Err() != nil {
+	if time.Since(r.asked) < reportFresh || v.ended {
 		return nil, false
 	}
 	r.running = make(chan struct{})

@@ -111,16 +111,21 @@ func idConflicts(joiner, issuer side) (all []string) {
 	free := freeID(joiner, issuer)
 	for _, c := range issuer.others(joiner) {
 		if c.ID == joiner.info.ID {
-			all = append(all, fmt.Sprintf("cluster ID %d of %s is taken by %s: set cluster.id of %s to one that is free, such as %d", c.ID, joiner.info.Name, c.Name, joiner.info.Name, free))
+			all = append(all, fmt.Sprintf("cluster ID %d of %s is taken by %s: %s", c.ID, joiner.info.Name, c.Name, anotherID(joiner.info.Name, free)))
 		}
 	}
 	for _, c := range joiner.others(issuer)[1:] {
 		if c.ID == issuer.info.ID {
-			all = append(all, fmt.Sprintf("cluster ID %d of %s is taken by %s, a peer of this cluster: set cluster.id of %s to one that is free, such as %d",
-				c.ID, issuer.info.Name, c.Name, issuer.info.Name, free))
+			all = append(all, fmt.Sprintf("cluster ID %d of %s is taken by %s, a peer of this cluster: %s",
+				c.ID, issuer.info.Name, c.Name, anotherID(issuer.info.Name, free)))
 		}
 	}
 	return all
+}
+
+// anotherID says how a cluster gets another ID. One that is configured is not changed under its feet.
+func anotherID(cluster string, free identity.ClusterID) string {
+	return fmt.Sprintf("leave cluster.id out of the configuration of %s's agents and start them again, one after the other; then it takes one that is free (such as %d) when it joins", cluster, free)
 }
 
 // freeID returns the smallest ID that no cluster of either side has; 0 if there is none.

@@ -1,6 +1,7 @@
 package peering
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,11 +47,11 @@ func TestConflicts(t *testing.T) {
 		{name: "name", change: func(j, i *side) { i.info.Name = "east" }, want: []string{"both clusters are called east"}},
 		{name: "ID", joiner: sampleSide("east", 2), change: func(j, i *side) {
 			j.info.PodCIDRs, j.info.ServiceCIDR, j.authority = sampleInfo("", 9).PodCIDRs, sampleInfo("", 9).ServiceCIDR, pki.Fingerprint{9}
-		}, want: []string{"cluster ID 2 of east is taken by west: set cluster.id of east to one that is free, such as 1"}},
+		}, want: []string{"cluster ID 2 of east is taken by west: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins"}},
 		{name: "ID of a peer's peer", issuer: sampleSide("west", 2, sampleKnown("north", 3, Connected)), change: func(j, i *side) { j.info.ID = 3 },
-			want: []string{"cluster ID 3 of east is taken by north: set cluster.id of east to one that is free, such as 1"}},
+			want: []string{"cluster ID 3 of east is taken by north: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins"}},
 		{name: "ID of the joiner's peer", joiner: sampleSide("east", 1, north), change: func(j, i *side) { i.info.ID, j.ring = 3, i.ring },
-			want: []string{"cluster ID 3 of west is taken by north, a peer of this cluster: set cluster.id of west to one that is free, such as 2"}},
+			want: []string{"cluster ID 3 of west is taken by north, a peer of this cluster: leave cluster.id out of the configuration of west's agents and start them again, one after the other; then it takes one that is free (such as 2) when it joins"}},
 		{name: "ranges", change: func(j, i *side) {
 			j.info.PodCIDRs = i.info.PodCIDRs
 			j.info.ServiceCIDR = netip.MustParsePrefix("10.2.0.0/24")
@@ -95,6 +96,33 @@ func TestConflicts(t *testing.T) {
 		fits := slices.EqualFunc(got, tc.want, strings.Contains)
 		if !fits {
 			t.Errorf("%s: got\n%s\nwant\n%s", tc.name, strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+		}
+	}
+}
+
+// TestAnotherIDIsTaken: a cluster whose ID was assigned takes another one if that is all that is in the way.
+func TestAnotherIDIsTaken(t *testing.T) {
+	renumber := func(context.Context, identity.ClusterID) error { return nil }
+	west := side{info: sampleInfo("west", 2), authority: pki.Fingerprint{1}, mesh: "m"}
+	east := side{info: sampleInfo("east", 2), authority: pki.Fingerprint{2}, mesh: "m"}
+	east.info.PodCIDRs, east.info.ServiceCIDR = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, netip.MustParsePrefix("100.64.77.0/24")
+	overlapping := east
+	overlapping.info.PodCIDRs = west.info.PodCIDRs
+	apart := east
+	apart.info.ID = 3
+	for name, test := range map[string]struct {
+		own      side
+		renumber func(context.Context, identity.ClusterID) error
+		want     identity.ClusterID
+	}{
+		"assigned":           {east, renumber, 1},
+		"configured":         {east, nil, 0},
+		"more in the way":    {overlapping, renumber, 0},
+		"nothing in the way": {apart, renumber, 0},
+	} {
+		c := &connect{s: &Service{Config: Config{Renumber: test.renumber}}, own: test.own, issuer: west}
+		if got := c.otherID(conflicts(test.own, west)); got != test.want {
+			t.Errorf("%s: it takes %d, want %d; conflicts: %q", name, got, test.want, conflicts(test.own, west))
 		}
 	}
 }

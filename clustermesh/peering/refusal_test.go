@@ -311,7 +311,7 @@ func TestConflictsAreToldBeforeAnythingIsWritten(t *testing.T) {
 	info.ServiceCIDR = netip.MustParsePrefix("100.64.2.128/25")
 	east.Cluster = func() identity.ClusterInfo { return info }
 	e, err := east.connect(west.token(TokenOptions{}), ConnectOptions{})
-	wantError(t, err, "cluster ID 2 of east is taken by west: set cluster.id of east to one that is free, such as 1",
+	wantError(t, err, "cluster ID 2 of east is taken by west: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins",
 		"pod CIDR 10.2.0.0/16 of east and pod CIDR 10.2.0.0/16 of west overlap", "service CIDR 100.64.2.128/25 of east and service CIDR 100.64.2.0/24 of west overlap")
 	var conflict *ConflictError
 	if !errors.As(err, &conflict) || len(conflict.Conflicts) != 3 {
