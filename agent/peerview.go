@@ -152,8 +152,9 @@ func (v *peerView) watchDenied(ctx context.Context) error {
 
 // wait waits at the agent's end, which v.ctx has told, for the questions that are under way.
 func (v *peerView) wait() {
-	v.mu.Lock()   // from now on none is begun
-	v.mu.Unlock() //nolint:staticcheck // nothing to do in between
+	v.mu.Lock()
+	v.ended = true
+	v.mu.Unlock()
 	v.asking.Wait()
 }
 
