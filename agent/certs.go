@@ -22,6 +22,7 @@ const certInterval = time.Hour
 const (
 	certAuthority = "authority"
 	certAgent     = "agent"
+	certPeering   = "peering"
 	certPeer      = "peer "
 )
 
@@ -123,6 +124,9 @@ func (c *certs) list() ([]api.Cert, []<-chan struct{}, error) {
 	}
 	if leaf, err := readCert(c.cfg.KVStore.CertFile); err == nil {
 		add(certAgent, c.cfg.KVStore.CertFile, leaf, true)
+	}
+	if leaf := c.peering.ServingCert(); leaf != nil {
+		add(certPeering, "", leaf, true)
 	}
 	for _, ch := range c.channels.ofPeers() {
 		record := ch.peer()

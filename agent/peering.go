@@ -156,9 +156,8 @@ const forgottenPause = 10 * time.Millisecond
 
 // forgotten waits until nothing of a cluster is in force on this node.
 func (a *agent) forgotten(ctx context.Context, cluster string) error {
-	id, known := a.channels.ids()[cluster]
 	for {
-		left, err := a.leftOf(cluster, id, known)
+		left, err := a.leftOf(cluster)
 		if err != nil || left == "" {
 			return err
 		}
@@ -170,8 +169,8 @@ func (a *agent) forgotten(ctx context.Context, cluster string) error {
 	}
 }
 
-// leftOf says what of a cluster is still there; id is its, if it was known.
-func (a *agent) leftOf(cluster string, id identity.ClusterID, known bool) (string, error) {
+// leftOf says what of a cluster is still there.
+func (a *agent) leftOf(cluster string) (string, error) {
 	if a.channels.get(cluster) != nil {
 		return "its channel", nil
 	}
@@ -186,26 +185,28 @@ func (a *agent) leftOf(cluster string, id identity.ClusterID, known bool) (strin
 			return "its backends", nil
 		}
 	}
-	if !known {
-		return "", nil
-	}
-	return a.leftInKernel(id)
+	return a.leftInKernel()
 }
 
-func (a *agent) leftInKernel(id identity.ClusterID) (string, error) {
+// leftInKernel says what is in the kernel of clusters that are followed no more.
+func (a *agent) leftInKernel() (string, error) {
 	addresses, err1 := a.datapath.ListAddresses()
 	frontends, err2 := a.datapath.ListFrontends()
 	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
+	gone := func(owner identity.ClusterID) bool {
+		_, none := a.channels.follows(owner)
+		return none && owner != 0
+	}
 	for _, e := range addresses {
-		if e.Owner == id && !e.Blackhole {
+		if !e.Blackhole && gone(e.Owner) {
 			return "its addresses", nil
 		}
 	}
 	for _, f := range frontends {
 		for _, b := range append(f.Backends, f.Quarantined...) {
-			if b.Owner == id {
+			if gone(b.Owner) {
 				return "its backends", nil
 			}
 		}

@@ -13,7 +13,6 @@ import (
 
 	"causeway/clustermesh"
 	"causeway/clustermesh/peering"
-	"causeway/identity"
 	"causeway/kvstore"
 )
 
@@ -103,6 +102,7 @@ func (p *peers) Run(ctx context.Context) error {
 func (p *peers) apply(records []peering.Peer) {
 	wanted, left := map[string]peering.Peer{}, map[string]peering.Peer{}
 	for _, record := range records {
+		p.refusals.Clear(p.cfg.Cluster.Name, peering.PeerKey(record.Name()))
 		if record.State == peering.Left {
 			left[record.Name()] = record
 		} else {
@@ -252,13 +252,4 @@ func (c *channels) names() (names []string) {
 		names = append(names, ch.cluster)
 	}
 	return names
-}
-
-// ids of the peers that are followed, by name.
-func (c *channels) ids() map[string]identity.ClusterID {
-	ids := map[string]identity.ClusterID{}
-	for _, ch := range c.ofPeers() {
-		ids[ch.cluster] = ch.id
-	}
-	return ids
 }

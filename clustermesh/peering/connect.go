@@ -18,7 +18,7 @@ const (
 	// maxSkew of two clusters' clocks. Certificates and tokens are only as good as the clocks that they are compared with.
 	maxSkew = 30 * time.Second
 	// verifyFor bounds how long packets may take to make the round trip after trust is exchanged.
-	verifyFor = 15 * time.Second
+	verifyFor = 45 * time.Second
 	// joinTimeout bounds a single request of the exchange.
 	joinTimeout = 10 * time.Second
 )
