@@ -132,8 +132,11 @@ func (a *agent) watchClusterID(ctx context.Context) error {
 	return nil
 }
 
-// maxRenumberOps bounds the writes of one transaction: kvstore.Store.Txn.
-const maxRenumberOps = 100
+// maxRenumberOps bounds the writes of one transaction (kvstore.Store.Txn), renumberTimeout all of them.
+const (
+	maxRenumberOps  = 100
+	renumberTimeout = 10 * time.Second
+)
 
 // renumber assigns the cluster another ID. All of its agents begin anew with it, this one too. What has the ID in it and belongs to no node is written
 // anew here: services; identities get other numbers when they are needed next.
@@ -162,6 +165,9 @@ func (a *agent) renumber(ctx context.Context, id identity.ClusterID) error {
 	for _, e := range identities {
 		ops = append(ops, kvstore.Op{Kind: kvstore.OpDelete, Key: e.Key})
 	}
+	// This agent too ends as soon as it sees the ID, maybe before it has heard that it was written.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renumberTimeout)
+	defer cancel()
 	// The ID comes last: what the agents find when they begin anew is of it.
 	ops = append(ops, kvstore.Op{Kind: kvstore.OpPut, Key: clusterIDKey, Value: []byte(strconv.Itoa(int(id)))})
 	for len(ops) > 0 {
