@@ -250,7 +250,7 @@ func (l *link) run(ctx context.Context) {
 		interval := l.interval()
 		nodes := l.nodesToAsk(l.cluster)
 		if len(nodes) > 0 {
-			l.round(ctx, nodes[n%len(nodes)], n%fullEvery == 0, interval)
+			l.round(ctx, nodes[n%len(nodes)], n%fullEvery == 0 || l.snapshot().mtu == 0, interval)
 		}
 		if l.snapshot().last.IsZero() {
 			interval = firstInterval
@@ -275,6 +275,9 @@ func (l *link) round(ctx context.Context, node identity.Node, full bool, interva
 	}
 	l.mu.Lock()
 	l.state.tried, l.state.node, l.state.interval = begun, node.NodeName(), interval
+	if err == nil && l.state.last.IsZero() {
+		l.state.window = nil // what was sent before the other side knew of this one was not lost on the way
+	}
 	l.state.window = appendWindow(l.state.window, err == nil)
 	if err == nil {
 		l.state.last, l.state.rtt = begun.Add(rtt), rtt
