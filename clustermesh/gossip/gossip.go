@@ -140,6 +140,8 @@ type Gossip struct {
 	forgot   bool // rows have gone that the last review had
 	rows     map[identity.NodeName]identity.Liveness
 	reaches  map[string]identity.Reach
+	// unvoted says since when no speaker has a vote on a cluster that was reachable.
+	unvoted  map[string]time.Time
 	history  []Transition
 	complete map[identity.NodeName]completed
 	// sampled are the samples of each cluster, until something changes that they are chosen by.
@@ -192,7 +194,7 @@ func New(cfg Config) (*Gossip, error) {
 		pools: map[string]*pool{}, ledger: newLedger(), detector: newDetector(cfg.Self, cfg.Timing),
 		book: map[identity.NodeName]identity.Node{}, facts: map[identity.NodeName]factsOf{},
 		verdicts: map[identity.NodeName]verdict{}, private: map[identity.NodeName]verdict{}, early: map[string]Delta{},
-		problem: map[string]string{}, rows: map[identity.NodeName]identity.Liveness{}, reaches: map[string]identity.Reach{},
+		problem: map[string]string{}, rows: map[identity.NodeName]identity.Liveness{}, reaches: map[string]identity.Reach{}, unvoted: map[string]time.Time{},
 		complete: map[identity.NodeName]completed{}, closing: map[string]bool{}, dirty: true,
 	}
 	g.own = facts{Draining: cfg.Draining, Shared: cfg.Draining, Votes: map[string]identity.ReachState{}, RTTs: map[string]uint32{}, Silent: map[string][]string{}}
@@ -313,7 +315,7 @@ func (g *Gossip) once(now time.Time) time.Duration {
 	}
 	var rows []identity.Liveness
 	var reaches []identity.Reach
-	changed := g.dirty && g.review(now)
+	changed := (g.dirty || len(g.unvoted) > 0) && g.review(now)
 	if changed {
 		rows, reaches = g.snapshot()
 	}

@@ -87,6 +87,7 @@ func (g *Gossip) forget(cluster string, now time.Time) {
 	maps.DeleteFunc(g.early, func(_ string, d Delta) bool { return d.Cluster == cluster })
 	delete(g.reaches, cluster)
 	delete(g.own.Votes, cluster)
+	delete(g.unvoted, cluster)
 	delete(g.own.RTTs, cluster)
 	delete(g.own.Silent, cluster)
 	g.own.Blocked = slices.DeleteFunc(slices.Clone(g.own.Blocked), func(c string) bool { return c == cluster })

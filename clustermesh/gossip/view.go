@@ -104,6 +104,24 @@ func (g *Gossip) row(name identity.NodeName, quarantined, cluster string) identi
 	return row
 }
 
+// holdTime is how long a cluster that was reachable stays so without a vote: speakers that begin anew together have not looked yet, and
+// what they said before is replaced one after the other.
+const holdTime = 3 * time.Second
+
+// hold returns the state of a cluster that was reachable, and that no speaker has a vote on now.
+func (g *Gossip) hold(cluster string, now time.Time) identity.ReachState {
+	since, held := g.unvoted[cluster]
+	if !held {
+		since = now
+		g.unvoted[cluster] = now
+	}
+	if now.Sub(since) < holdTime {
+		return identity.Reachable
+	}
+	delete(g.unvoted, cluster)
+	return identity.ReachUnknown
+}
+
 func (g *Gossip) reach(cluster string, votes []identity.ReachState, quarantined string, now time.Time) identity.Reach {
 	r := identity.Reach{Cluster: cluster, Quarantined: quarantined != "", Reason: quarantined}
 	r.State, _ = Reach(votes)
@@ -112,6 +130,11 @@ func (g *Gossip) reach(cluster string, votes []identity.ReachState, quarantined 
 		r.State = identity.ReachSelf
 	case r.State == identity.ReachControlPlaneDown:
 		r.Reason = "none of its agents is in the mesh's pool; its data path answers"
+	}
+	if old := g.reaches[cluster]; r.State == identity.ReachUnknown && old.State == identity.Reachable {
+		r.State = g.hold(cluster, now)
+	} else {
+		delete(g.unvoted, cluster)
 	}
 	r.Since = now
 	if old := g.reaches[cluster]; old.State == r.State {
