@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"causeway/clustermesh/gossip"
 	"causeway/clustermesh/peering"
 	"causeway/identity"
 	"causeway/identity/pki"
@@ -40,7 +39,7 @@ func (a *agent) setupPeering() error {
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
 		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
 		Administer: a.administer, Requires: capabilities,
-		Ring:      func() gossip.Ring { return a.life.gossip.Ring() },
+		Ring:      a.agreedRing,
 		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
 		Verify:    a.verify,
 		Report:    func(peer string) peering.Report { return a.view.word(peer) },
@@ -61,7 +60,7 @@ func (a *agent) setupPeering() error {
 // startPeering serves the API, and keeps keys and certificates young.
 func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
 	a.view = a.newPeerView(ctx)
-	a.problems = append(a.problems, a.certs.problems)
+	a.problems = append(a.problems, a.certs.problems, a.ringProblems)
 	tasks.Go(func() error { return a.peering.Run(ctx, a.peeringListener) })
 	tasks.Go(func() error { return a.syncRing(ctx) })
 	tasks.Go(func() error { return a.certs.Run(ctx) })
