@@ -2,13 +2,10 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"time"
 
@@ -23,9 +20,6 @@ import (
 // maxTokenEndpoints is how many nodes a token names: one that is down must not make it worthless.
 const maxTokenEndpoints = 4
 
-// rootValidity of the certificate that administers the own store's users; it is made for the purpose, and kept nowhere.
-const rootValidity = 10 * time.Minute
-
 // setupPeering makes this node's part in the API between clusters.
 func (a *agent) setupPeering() error {
 	c := a.cfg
@@ -39,7 +33,7 @@ func (a *agent) setupPeering() error {
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
 		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
 		Administer: a.administer, Requires: capabilities,
-		Ring:      a.agreedRing,
+		Ring:      a.life.gossip.Ring,
 		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
 		Verify:    a.verify,
 		Report:    func(peer string) peering.Report { return a.view.word(peer) },
@@ -125,25 +119,12 @@ func (a *agent) nodesOf(cluster string) (nodes []identity.Node) {
 
 // administer connects to the own store as root.
 func (a *agent) administer(ctx context.Context, authority *pki.Authority) (peering.Administrator, error) {
-	pair, err := authority.Issue(pki.Request{User: pki.UserRoot, Validity: rootValidity}, a.clock.Now())
+	root, err := peering.RootConfig(a.cfg.KVStore.Endpoints, authority, a.clock.Now())
 	if err != nil {
 		return nil, err
 	}
-	cert, err := pair.TLS()
-	if err != nil {
-		return nil, err
-	}
-	ca, err := os.ReadFile(a.cfg.KVStore.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", a.cfg.KVStore.CAFile)
-	}
-	access, err := kvstore.OpenAccess(ctx, kvstore.Config{
-		Endpoints: a.cfg.KVStore.Endpoints, TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, Log: a.log,
-	})
+	root.Log = a.log
+	access, err := kvstore.OpenAccess(ctx, root)
 	if err != nil {
 		return nil, fmt.Errorf("the own store's users: %w", err)
 	}

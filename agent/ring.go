@@ -60,22 +60,6 @@ func (a *agent) followRing(ctx context.Context, batch kvstore.Batch) {
 	}
 }
 
-// ringPatience is how long a ring is waited for that this cluster agrees on, ringPause the time between two looks.
-const (
-	ringPatience = 3 * time.Second
-	ringPause    = 20 * time.Millisecond
-)
-
-// agreedRing returns the ring that the cluster's nodes agree on by the store. A node that has just begun for the first time has one that it made
-// for itself, until the store has spoken: others must not get that one.
-func (a *agent) agreedRing() gossip.Ring {
-	for begun := time.Now(); ; time.Sleep(ringPause) {
-		if ring := a.life.gossip.Ring(); ring.At > 0 || time.Since(begun) > ringPatience {
-			return ring
-		}
-	}
-}
-
 // ringProblems says that the node has no ring yet that its cluster agrees on.
 func (a *agent) ringProblems() []string {
 	if a.life.gossip.Ring().At > 0 {

@@ -15,6 +15,7 @@ import (
 // troubleshootTimeout bounds a walk along all connections with one peer.
 const troubleshootTimeout = 9500 * time.Millisecond
 
+// troubleshoot answers requests to walk the connections with one peer, or all.
 func (s *server) troubleshoot(w http.ResponseWriter, r *http.Request) {
 	var req api.TroubleshootRequest
 	if err := decode(r, &req); err != nil {
@@ -89,7 +90,7 @@ func (a *agent) checkOwn() peering.Check {
 	return check
 }
 
-// order of checks: what others depend on comes first, and of the two directions' same check the own one.
+// checkOrder is the order of checks: what others depend on comes first, and of the two directions' same check the own one.
 var checkOrder = []string{
 	peering.CheckName, peering.CheckTCP, peering.CheckMTU, peering.CheckClock, peering.CheckTLS, peering.CheckStore, peering.CheckAPI,
 	peering.CheckGossipTCP, peering.CheckGossipUDP, peering.CheckTunnel, peering.CheckPods,

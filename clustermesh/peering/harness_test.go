@@ -110,6 +110,7 @@ type cluster struct {
 	keys    [][]byte
 	verify  func(ctx context.Context, p Peer) error
 	users   map[string]string // of a store in memory: what they may read
+	ringAt  uint64            // of keys; 0: nobody has agreed on them
 	noAdmin error
 	forgot  []string
 	log     strings.Builder
@@ -176,7 +177,7 @@ func (c *cluster) dial(authority *pki.Authority, pair pki.Pair) kvstore.Store {
 }
 
 func bareCluster(t testing.TB, name string, id identity.ClusterID) *cluster {
-	c := &cluster{t: t, clock: &clock{}, users: map[string]string{}, keys: [][]byte{gossip.NewKey()}}
+	c := &cluster{t: t, clock: &clock{}, users: map[string]string{}, keys: [][]byte{gossip.NewKey()}, ringAt: 1}
 	info := sampleInfo(name, id)
 	c.Service = New(Config{
 		Self: identity.NodeName{Cluster: name, Node: "node1"}, Mesh: "causeway", Cluster: func() identity.ClusterInfo { return info },
@@ -184,7 +185,7 @@ func bareCluster(t testing.TB, name string, id identity.ClusterID) *cluster {
 		Ring: func() gossip.Ring {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return gossip.Ring{Keys: c.keys}
+			return gossip.Ring{At: c.ringAt, Keys: c.keys}
 		},
 		Adopt: func(_ context.Context, keys [][]byte) error {
 			c.mu.Lock()

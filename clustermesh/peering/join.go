@@ -71,15 +71,22 @@ func (p *pending) drop(id string) {
 	delete(p.keys, id)
 }
 
+// errNoRing says that this node has only begun: the gossip keys that it made for itself must not reach others.
+var errNoRing = errors.New("this node has not learnt from its cluster's store yet which gossip keys its nodes agree on; try again")
+
 // side says what this cluster is, and what it knows.
 func (s *Service) side(ctx context.Context) (side, error) {
 	authority, err := s.Authority(ctx)
 	if err != nil {
 		return side{}, err
 	}
+	ring := s.Ring()
+	if ring.At == 0 {
+		return side{}, errNoRing
+	}
 	me := side{
 		protocol: Protocol, mesh: s.Mesh, info: s.Cluster(), authority: authority.Fingerprint(), pem: authority.CertPEM(),
-		store: s.StoreEndpoints[:min(len(s.StoreEndpoints), maxEndpoints)], endpoints: s.ownEndpoints(), ring: ringOf(s.Ring()), requires: s.Requires,
+		store: s.StoreEndpoints[:min(len(s.StoreEndpoints), maxEndpoints)], endpoints: s.ownEndpoints(), ring: ringOf(ring), requires: s.Requires,
 	}
 	entries, err := s.Store.List(ctx, PeersPrefix)
 	if err != nil {

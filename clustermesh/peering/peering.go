@@ -135,7 +135,7 @@ type Report struct {
 	At time.Time // of its clock
 	// Node that says so, and the cluster it is of.
 	Node identity.NodeName
-	// Store, Gossip, Tunnel: nil if well, else what is wrong in a sentence.
+	// Problems are what is wrong with the link as the node sees it, a sentence each.
 	Problems []string
 	// RTT of the last echo from a pod-side address to one of the peer's; 0 if none came back lately. Last is how long ago that was, Loss
 	// the percentage of the last ones that were not answered. MTU is the largest packet of pods that gets through.
@@ -173,7 +173,7 @@ type Config struct {
 	Known func(cluster string) []string
 	// Administer connects to the own store as root, with a certificate of the authority.
 	Administer func(ctx context.Context, authority *pki.Authority) (Administrator, error)
-	// Ring is the mesh's gossip keys, Adopt takes over those of the mesh that is joined.
+	// Ring is the mesh's gossip keys; its At is 0 until the cluster's nodes agree on them. Adopt takes over those of the mesh that is joined.
 	Ring  func() gossip.Ring
 	Adopt func(ctx context.Context, keys [][]byte) error
 	// Verify makes every check of the link to a peer from this node, and reports each as it ends. With wait it goes on until all are well or ctx ends. The error names

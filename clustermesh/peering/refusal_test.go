@@ -305,6 +305,23 @@ func TestLookedAtAnotherNode(t *testing.T) {
 	}
 }
 
+// TestKeysThatNobodyAgreedOnStay: a node that has only begun has gossip keys of its own making. A cluster that got them would never hear the others.
+func TestKeysThatNobodyAgreedOnStay(t *testing.T) {
+	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
+	token := west.token(TokenOptions{})
+	for _, begun := range []*cluster{west, east} {
+		begun.ringAt = 0
+		_, err := east.connect(token, ConnectOptions{})
+		wantError(t, err, "has not learnt from its cluster's store yet which gossip keys")
+		begun.ringAt = 1
+	}
+	east.empty()
+	west.empty()
+	if _, err := east.connect(token, ConnectOptions{}); err != nil {
+		t.Errorf("both agree now, and the token was not used: %v", err)
+	}
+}
+
 func TestConflictsAreToldBeforeAnythingIsWritten(t *testing.T) {
 	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
 	info := sampleInfo("east", 2)

@@ -51,6 +51,9 @@ func remoteAddr(ctx context.Context) net.Addr {
 // ownStoreFailed is for requests that this cluster cannot answer, whoever asks. What is in the store is not the peer's business.
 func (s *Service) ownStoreFailed(err error) error {
 	s.Log.Warn("Could not answer a peer", "error", err)
+	if errors.Is(err, errNoRing) {
+		return refuse(codes.Unavailable, Refusal_UNKNOWN, "%s", errNoRing)
+	}
 	if errors.Is(err, kvstore.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		return refuse(codes.Unavailable, Refusal_UNKNOWN, "its own store does not answer; try again")
 	}
