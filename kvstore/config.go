@@ -139,8 +139,16 @@ func (c *Config) loadTLS() (*tls.Config, error) {
 	return &tls.Config{
 		RootCAs:    roots,
 		MinVersion: tls.VersionTLS12,
+		// The server would refuse an expired certificate too, but over TLS 1.3 it closes the connection with that alert, which a reset can overtake.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return load()
+			cert, err := load()
+			if err != nil {
+				return nil, err
+			}
+			if end := cert.Leaf.NotAfter; time.Now().After(end) {
+				return nil, fmt.Errorf("our client certificate %s expired at %s", c.CertFile, end.UTC().Format(time.RFC3339))
+			}
+			return cert, nil
 		},
 	}, nil
 }

@@ -46,6 +46,8 @@ type position struct {
 	clusterID uint64
 	term      uint64
 	revision  int64
+	// generation tells a store from those that were there before it, when the cluster ID doesn't.
+	generation int
 }
 
 func newContact(where string, user func() string, log *slog.Logger, restored func()) *contact {
@@ -71,21 +73,30 @@ func (c *contact) current() <-chan struct{} {
 
 // answered notes an answer of the store, of a request or a watch.
 func (c *contact) answered(h *pb.ResponseHeader) {
-	c.note(position{h.GetClusterId(), h.GetRaftTerm(), h.GetRevision()}, false, false)
+	c.note(positionOf(h), nil)
 }
 
 // linearized notes the answer of a linearizable read that was begun at position before. Such
 // a read can't return less than what was known when it began, unless the store
 // was wiped or restored from a copy: with the same cluster ID too, so comparing that isn't enough.
 func (c *contact) linearized(before position, h *pb.ResponseHeader) {
-	now := position{h.GetClusterId(), h.GetRaftTerm(), h.GetRevision()}
-	c.note(now, now.revision < before.revision || now.term < before.term, true)
+	c.note(positionOf(h), &before)
 }
 
-func (c *contact) note(now position, wentBack, read bool) {
+func positionOf(h *pb.ResponseHeader) position {
+	return position{clusterID: h.GetClusterId(), term: h.GetRaftTerm(), revision: h.GetRevision()}
+}
+
+// note notes an answer; before is nil if it isn't that of a linearizable read.
+func (c *contact) note(now position, before *position) {
 	c.mu.Lock()
+	read := before != nil
+	// An answer to a request that was begun when another store was there says nothing of the one that is known by now.
+	wentBack := read && before.generation == c.position.generation && (now.revision < before.revision || now.term < before.term)
+	now.generation = c.position.generation
 	other := c.position.clusterID != 0 && (wentBack || now.clusterID != c.position.clusterID)
 	if other {
+		now.generation++
 		close(c.generation)
 		c.generation = make(chan struct{})
 		c.log.Warn("the store was wiped, restored or replaced; listing everything anew",

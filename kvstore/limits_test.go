@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -52,10 +53,13 @@ func TestRevokedUserIsCutOff(t *testing.T) {
 	}
 	must(t, agent.Put(ctx, Prefix+"a", []byte("2")))
 	own.want("put causeway/v1/a=2")
-	eventually(t, 2*time.Second, "the peer sees that it is denied", func() bool { return peer.Status().Denied })
+	var status Status
+	eventually(t, 2*time.Second, "the peer sees that it is denied, by its watch and by its health check", func() bool {
+		status = peer.Status()
+		return status.Denied && !status.Connected
+	})
 	t.Logf("denied after %s", time.Since(began).Round(time.Millisecond))
-	status := peer.Status()
-	if status.Connected || !strings.Contains(status.LastError, `no user for our certificate of "peer-west"`) || !strings.Contains(status.LastError, "was disconnected there") {
+	if !strings.Contains(status.LastError, `no user for our certificate of "peer-west"`) || !strings.Contains(status.LastError, "was disconnected there") {
 		t.Errorf("status %+v", status)
 	}
 	watch.wantNothing(300 * time.Millisecond)
@@ -223,7 +227,10 @@ func TestLimitedUserCannotPileUpWatches(t *testing.T) {
 	for n := 0; n <= limitedCalls && refused == nil; n++ {
 		stream, err := watches.Watch(ctx)
 		must(t, err)
-		must(t, stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte(Prefix)}}}))
+		err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte(Prefix)}}})
+		if !errors.Is(err, io.EOF) { // which says that the stream is refused already, and Recv why
+			must(t, err)
+		}
 		if _, refused = stream.Recv(); refused != nil && n < limitedCalls {
 			t.Errorf("stream %d: %v", n, refused)
 		}

@@ -117,9 +117,8 @@ func TestQuotaOfALargeStore(t *testing.T) {
 	wantExcess(t, limited, n-1500)
 }
 
-// TestLargeValuesAreListedInSmallPages has values of which not all fit into one answer.
+// TestLargeValuesAreListedInSmallPages has values of which not all fit into one answer. It runs alone: it moves 200 MB, and no request may take longer than its timeout.
 func TestLargeValuesAreListedInSmallPages(t *testing.T) {
-	t.Parallel()
 	p := startProcess(t)
 	s := p.dial(t, nil)
 	ctx := t.Context()
