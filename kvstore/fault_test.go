@@ -2,6 +2,8 @@ package kvstore
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -365,13 +367,25 @@ func TestExpiredCertificates(t *testing.T) {
 	eventually(t, 10*time.Second, "the client's certificate has expired", func() bool {
 		return strings.Contains(late.Status().LastError, "late.crt expired at "+past.UTC().Format(time.RFC3339))
 	})
+	// A client that shows it all the same is refused by the server.
+	pair, err := tls.LoadX509KeyPair(client.CertFile, client.KeyFile)
+	must(t, err)
+	ca, err := os.ReadFile(client.CAFile)
+	must(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	shown := p.dial(t, func(c *Config) {
+		*c = client
+		c.TLS = &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	})
+	eventually(t, 10*time.Second, "the server was asked", func() bool { return shown.Status().LastError != "not reached yet" })
 	// The server takes its new certificate for the next connection, like anybody.
 	p.ca.issueUntil(t, "server", past)
 	s := p.dial(t, nil)
 	eventually(t, 10*time.Second, "the server's certificate has expired", func() bool {
 		return strings.Contains(s.Status().LastError, "x509: certificate has expired or is not yet valid")
 	})
-	for _, status := range []Status{late.Status(), s.Status()} {
+	for _, status := range []Status{late.Status(), shown.Status(), s.Status()} {
 		if status.Connected || status.Denied {
 			t.Errorf("status %+v", status)
 		}
