@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -139,6 +138,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
+	tasks.Go(func() error {
+		return (&tunnels{tables: a.tables, self: a.node.NodeName(), mtu: a.device.MTU}).Run(ctx)
+	})
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
@@ -190,7 +192,7 @@ func (a *agent) setupKernel() (err error) {
 	a.datapath, err = datapath.Load(datapath.Config{
 		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
 		VXLANIndex: a.device.Index, PodMTU: a.device.MTU, Log: a.log,
-		PodSide: (&identity.Node{PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}}).PodSide(),
+		PodSide: (&identity.Node{PodCIDRs: a.cfg.Node.PodCIDRs}).PodSide(),
 	})
 	if err != nil {
 		return err
@@ -233,7 +235,7 @@ func (a *agent) setupSources() (err error) {
 	}
 	a.node = identity.Node{
 		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
-		PodCIDRs: []netip.Prefix{a.cfg.Node.PodCIDR}, Instance: instance,
+		PodCIDRs: a.cfg.Node.PodCIDRs, Instance: instance,
 		GossipKey: publicKey(a.signingKey),
 		Version:   identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
@@ -280,7 +282,7 @@ func nextIncarnation(file string, now time.Time) (uint64, error) {
 // reconcile starts the loops that make the kernel and the store agree with the tables.
 func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	d, t := a.datapath, a.tables
-	start(ctx, tasks, a, "nodes", t.Nodes, both[identity.Node]{d.Nodes(), a.routes}, func(old, now identity.Node) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "tunnels", t.Tunnels, both[identity.Tunnel]{d.Tunnels(), a.routes}, func(old, now identity.Tunnel) bool { return old.Address != now.Address })
 	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses(), nil)
 	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool { return old.Address != now.Address })
 	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)

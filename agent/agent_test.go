@@ -325,7 +325,7 @@ func manifest(extra string) []byte {
 func newServices(t *testing.T, store kvstore.Store) *services {
 	return &services{
 		tables: newTables(t), store: store, guard: func(string, netip.Addr) string { return "" }, refusals: clustermesh.NewRefusals(),
-		cluster: ClusterConfig{Name: "east", ID: 1, ServiceCIDR: netip.MustParsePrefix("100.64.64.0/29")},
+		cluster: ClusterConfig{Name: "east", ID: 1, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/29")}},
 	}
 }
 
@@ -416,8 +416,8 @@ func TestNodesRunOutOfAddresses(t *testing.T) {
 
 func TestConfigIsRefusedWithAReason(t *testing.T) {
 	good := `
-cluster: {name: east, id: 1, podCIDRs: [10.1.0.0/16], serviceCIDR: 100.64.64.0/18}
-node: {name: node1, address: 172.29.1.11, podCIDR: 10.1.1.0/24}
+cluster: {name: east, id: 1, podCIDRs: [10.1.0.0/16], serviceCIDRs: [100.64.64.0/18]}
+node: {name: node1, address: 172.29.1.11, podCIDRs: [10.1.1.0/24]}
 kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, keyFile: key}
 `
 	for _, test := range []struct{ old, new, want string }{

@@ -94,12 +94,12 @@ func (p *plan) choose(service lb.Service) (netip.Addr, error) {
 	if len(service.ClusterIPs) > 0 {
 		return service.ClusterIPs[0], p.checkIP(service)
 	}
-	ip, err := lb.AllocateClusterIP(p.cluster.ServiceCIDR, service.Name, func(ip netip.Addr) bool {
+	ip, err := lb.AllocateClusterIP(p.cluster.ServiceCIDRs[0], service.Name, func(ip netip.Addr) bool {
 		_, taken := p.used[ip]
 		return taken || p.guard(p.cluster.Name, ip) != ""
 	})
 	if err != nil {
-		return ip, conflict("service %s: %w; delete services, or give the cluster a larger cluster.serviceCIDR", service.Name, err)
+		return ip, conflict("service %s: %w; delete services, or give the cluster a larger range in cluster.serviceCIDRs", service.Name, err)
 	}
 	return ip, nil
 }

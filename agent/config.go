@@ -14,6 +14,8 @@ type Config struct {
 	Node    NodeConfig    `json:"node"`
 	// KVStore is this cluster's etcd.
 	KVStore KVStoreConfig `json:"kvstore"`
+	// Encryption says what is encrypted between nodes.
+	Encryption EncryptionConfig `json:"encryption,omitzero"`
 	// Gossip says who is alive.
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
@@ -34,9 +36,11 @@ type Config struct {
 type ClusterConfig struct {
 	Name string `json:"name"`
 	// ID is 1 to 255 and unique in the mesh. Without one the cluster takes one that is free, and keeps it in its store.
-	ID          identity.ClusterID `json:"id,omitempty"`
-	PodCIDRs    []netip.Prefix     `json:"podCIDRs"`
-	ServiceCIDR netip.Prefix       `json:"serviceCIDR"`
+	ID identity.ClusterID `json:"id,omitempty"`
+	// PodCIDRs, of IPv4, of IPv6, or of both, which makes its pods dual-stack.
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	// ServiceCIDRs, at most one of each family.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 }
 
 // NodeConfig is this node's own.
@@ -44,10 +48,27 @@ type NodeConfig struct {
 	Name string `json:"name"`
 	// Address on the underlay, where the other nodes send their tunnel packets.
 	Address netip.Addr `json:"address"`
-	// PodCIDR that this node gives pod addresses from, within one of the cluster's.
-	PodCIDR netip.Prefix `json:"podCIDR"`
+	// PodCIDRs that this node gives pod addresses from, within the cluster's, at most one of each family.
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// VXLANPort is the UDP port of the tunnel; default 4789 (RFC 7348).
 	VXLANPort uint16 `json:"vxlanPort,omitempty"`
+}
+
+// EncryptionConfig says what is encrypted between nodes, by WireGuard.
+type EncryptionConfig struct {
+	// Mode is the same on all nodes of a cluster: all (default), inter-cluster, off.
+	Mode identity.Encryption `json:"mode,omitempty"`
+	// Kind of device: auto (default: the kernel's where it has WireGuard), kernel, userspace.
+	Kind string `json:"kind,omitempty"`
+	// Ports are the two UDP ports at the node's address, one a slot; default 51871 and 51872.
+	Ports []uint16 `json:"ports,omitempty"`
+	// RotateEvery is the time after which the node's key is changed, as in "720h"; default 720h (30 days), "0" is never.
+	RotateEvery string `json:"rotateEvery,omitempty"`
+	// Cgroup v2 directory that a process in user space is put into, so that it outlives the agent where what supervises the
+	// agent kills its cgroup; default: it stays in the agent's.
+	Cgroup string `json:"cgroup,omitempty"`
+	// DeviceName of the WireGuard devices, less the slot's number; default causeway-wg.
+	DeviceName string `json:"deviceName,omitempty"`
 }
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.

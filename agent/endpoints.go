@@ -52,7 +52,7 @@ func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Con
 	return &endpoints{
 		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
-		byID: map[string]identity.Endpoint{}, pool: newAddressPool(cfg.Node.PodCIDR),
+		byID: map[string]identity.Endpoint{}, pool: newAddressPool(cfg.Node.PodCIDRs[0]),
 	}
 }
 

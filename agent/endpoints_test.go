@@ -32,7 +32,7 @@ func (s slow) Get(ctx context.Context, key string) (kvstore.Entry, error) {
 func newTestEndpoints(t *testing.T, store kvstore.Store) *endpoints {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	cfg := Config{Cluster: ClusterConfig{Name: "east", ID: 1}, Node: NodeConfig{Name: "node1", PodCIDR: netip.MustParsePrefix("10.1.1.0/24")}, StateDir: t.TempDir()}
+	cfg := Config{Cluster: ClusterConfig{Name: "east", ID: 1}, Node: NodeConfig{Name: "node1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}, StateDir: t.TempDir()}
 	return newEndpoints(newTables(t), identity.NewAllocator(store, "east", 1, "node1", log), cfg, 1400, log)
 }
 

@@ -24,7 +24,7 @@ func TestWhatAServicesAddressMayBe(t *testing.T) {
 	tables := newTables(t)
 	put(t, tables, tables.Nodes, identity.Node{Cluster: "west", ClusterID: 2, Name: "node1", Address: netip.MustParseAddr("172.29.2.11")})
 	info := func(name string, id identity.ClusterID, pods, services string) identity.ClusterInfo {
-		return identity.ClusterInfo{Name: name, ID: id, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(pods)}, ServiceCIDR: netip.MustParsePrefix(services)}
+		return identity.ClusterInfo{Name: name, ID: id, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(pods)}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix(services)}}
 	}
 	claims := clustermesh.NewClaims(info("east", 1, "10.1.0.0/16", "100.64.64.0/18"))
 	for _, peer := range []identity.ClusterInfo{info("west", 2, "10.2.0.0/16", "100.64.128.0/18"), info("north", 3, "10.3.0.0/16", "198.51.100.0/24")} {

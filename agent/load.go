@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -39,6 +40,13 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BPFFS, "/sys/fs/bpf/causeway")
 	setDefault(&c.LogLevel, "info")
 	setDefault(&c.Node.VXLANPort, tunnel.DefaultPort)
+	setDefault(&c.Encryption.Mode, identity.EncryptAll)
+	setDefault(&c.Encryption.Kind, tunnel.KindAuto)
+	setDefault(&c.Encryption.RotateEvery, "720h")
+	setDefault(&c.Encryption.DeviceName, tunnel.DefaultWireGuardName)
+	if len(c.Encryption.Ports) == 0 {
+		c.Encryption.Ports = []uint16{tunnel.DefaultWireGuardPort, tunnel.DefaultWireGuardPort + 1}
+	}
 	setDefault(&c.Gossip.Mesh, "causeway")
 	setDefault(&c.Gossip.Port, 7956)
 	setDefault(&c.Gossip.MeshPort, 7957)
@@ -72,11 +80,11 @@ func (c *Config) check() error {
 	if !c.Node.Address.Is4() {
 		return fmt.Errorf("node.address %q: want this node's IPv4 address on the underlay", c.Node.Address)
 	}
-	if !holds(c.Cluster.PodCIDRs, c.Node.PodCIDR) {
-		return fmt.Errorf("node.podCIDR %s: want a range within cluster.podCIDRs %v", c.Node.PodCIDR, c.Cluster.PodCIDRs)
+	if err := c.checkPodCIDRs(); err != nil {
+		return err
 	}
-	if bits := c.Node.PodCIDR.Bits(); bits > 29 {
-		return fmt.Errorf("node.podCIDR %s: too small, want /29 or larger", c.Node.PodCIDR)
+	if err := c.Encryption.check(); err != nil {
+		return fmt.Errorf("encryption: %w", err)
 	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
@@ -86,6 +94,47 @@ func (c *Config) check() error {
 	}
 	if err := c.Peering.check(); err != nil {
 		return fmt.Errorf("peering: %w", err)
+	}
+	return nil
+}
+
+// checkPodCIDRs wants one range of each family that the cluster has, at most two.
+func (c *Config) checkPodCIDRs() error {
+	if len(c.Node.PodCIDRs) == 0 || len(c.Node.PodCIDRs) > 2 {
+		return fmt.Errorf("node.podCIDRs: %d ranges, want one, or one of IPv4 and one of IPv6", len(c.Node.PodCIDRs))
+	}
+	for i, p := range c.Node.PodCIDRs {
+		if !holds(c.Cluster.PodCIDRs, p) {
+			return fmt.Errorf("node.podCIDRs %s: want a range within cluster.podCIDRs %v", p, c.Cluster.PodCIDRs)
+		}
+		if size := p.Addr().BitLen() - p.Bits(); size < 3 {
+			return fmt.Errorf("node.podCIDRs %s: too small, want 8 addresses or more", p)
+		}
+		if i == 1 && p.Addr().Is4() == c.Node.PodCIDRs[0].Addr().Is4() {
+			return fmt.Errorf("node.podCIDRs %s and %s are of the same address family", c.Node.PodCIDRs[0], p)
+		}
+	}
+	return nil
+}
+
+func (e EncryptionConfig) check() error {
+	if _, err := identity.ParseEncryption(string(e.Mode)); err != nil {
+		return err
+	}
+	switch e.Kind {
+	case tunnel.KindAuto, tunnel.KindKernel, tunnel.KindUserspace:
+	default:
+		return fmt.Errorf("kind %q is not one of auto, kernel and userspace", e.Kind)
+	}
+	if len(e.Ports) != identity.TunnelSlots || e.Ports[0] == e.Ports[1] || e.Ports[0] == 0 || e.Ports[1] == 0 {
+		return fmt.Errorf("ports %v: want %d different ones", e.Ports, identity.TunnelSlots)
+	}
+	every, err := time.ParseDuration(e.RotateEvery)
+	if err != nil {
+		return fmt.Errorf("rotateEvery %q is no duration, write one like 720h", e.RotateEvery)
+	}
+	if every != 0 && every < time.Minute {
+		return fmt.Errorf("rotateEvery %s: want at least a minute, or 0 for never", every)
 	}
 	return nil
 }
@@ -139,7 +188,7 @@ var capabilities = []string{"ipv4", "vxlan"}
 // info is what the cluster says about itself.
 func (c *Config) info() identity.ClusterInfo {
 	return identity.ClusterInfo{
-		Name: c.Cluster.Name, ID: c.Cluster.ID, PodCIDRs: c.Cluster.PodCIDRs, ServiceCIDR: c.Cluster.ServiceCIDR,
+		Name: c.Cluster.Name, ID: c.Cluster.ID, PodCIDRs: c.Cluster.PodCIDRs, ServiceCIDRs: c.Cluster.ServiceCIDRs, Encryption: c.Encryption.Mode,
 		Version: Version, Capabilities: capabilities,
 	}
 }

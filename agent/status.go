@@ -3,7 +3,9 @@ package agent
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -45,7 +47,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	s := api.Status{
 		Problems: []string{}, Version: Version,
 		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
-		Address: v.cfg.Node.Address.String(), PodCIDR: v.cfg.Node.PodCIDR.String(), Started: v.started,
+		Address: v.cfg.Node.Address.String(), PodCIDR: joined(v.cfg.Node.PodCIDRs), Started: v.started,
 		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
@@ -130,7 +132,8 @@ func (c *channel) state(refusals *clustermesh.Refusals, started time.Time) (api.
 func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
 	t := v.tables
 	var problems []string
-	problems = append(problems, countRows(txn, t.Nodes, into, true)...)
+	problems = append(problems, countRows(txn, t.Nodes, into, false)...)
+	problems = append(problems, countRows(txn, t.Tunnels, into, true)...)
 	problems = append(problems, countRows(txn, t.Identities, into, false)...)
 	problems = append(problems, countRows(txn, t.Addresses, into, true)...)
 	problems = append(problems, countRows(txn, t.Endpoints, into, true)...)
@@ -207,8 +210,13 @@ func collect[T, A any](table clustermesh.Table[T], txn statedb.ReadTxn, show fun
 }
 
 func (v *view) nodes() ([]api.Node, []<-chan struct{}, error) {
-	return collect(v.tables.Nodes, v.read(), func(r *clustermesh.Row[identity.Node]) api.Node {
-		return api.Node{Node: r.Object, Status: rowStatus(r.Status)}
+	txn := v.read()
+	return collect(v.tables.Nodes, txn, func(r *clustermesh.Row[identity.Node]) api.Node {
+		n := api.Node{Node: r.Object, Status: rowStatus(r.Status)}
+		if t, _, ok := v.tables.Tunnels.Get(txn, v.tables.Tunnels.ByKey(r.Object.NodeName().String())); ok {
+			n.Status = rowStatus(t.Status)
+		}
+		return n
 	})
 }
 
@@ -260,4 +268,13 @@ func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
 	}
 	slices.SortFunc(out, func(a, b api.Service) int { return cmp.Compare(a.Name.String(), b.Name.String()) })
 	return out, []<-chan struct{}{c1, c2, c3}, nil
+}
+
+// joined lists prefixes for people.
+func joined(prefixes []netip.Prefix) string {
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
 }

@@ -15,7 +15,7 @@ import (
 
 func TestStatusSaysWhenAStoreNeverHadAHeartbeat(t *testing.T) {
 	store, tables := kvstore.NewMemory(), newTables(t)
-	info := identity.ClusterInfo{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1"}
+	info := identity.ClusterInfo{Name: "west", ID: 2, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/18")}, Version: "1"}
 	if err := store.Put(t.Context(), identity.ClusterKey, identity.EncodeCluster(info)); err != nil {
 		t.Fatal(err)
 	}

@@ -115,7 +115,7 @@ func (f *Follower) checkNobodyLivesIn(txn statedb.ReadTxn, info identity.Cluster
 		if node.Cluster == f.Cluster {
 			continue
 		}
-		for _, p := range append(slices.Clone(info.PodCIDRs), info.ServiceCIDR) {
+		for _, p := range slices.Concat(info.PodCIDRs, info.ServiceCIDRs) {
 			if p.Contains(node.Address) {
 				return fmt.Errorf("cluster %s: range %s has the address %s of node %s in it; give the cluster another range", info.Name, p, node.Address, node.NodeName())
 			}

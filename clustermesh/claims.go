@@ -67,7 +67,7 @@ func (c *Claims) Foreign(cluster string, ip netip.Addr) (other string, prefix ne
 		if name == cluster {
 			continue
 		}
-		for _, p := range append(slices.Clone(info.PodCIDRs), info.ServiceCIDR) {
+		for _, p := range slices.Concat(info.PodCIDRs, info.ServiceCIDRs) {
 			if p.Contains(ip) {
 				return name, p, true
 			}
@@ -81,7 +81,7 @@ func (c *Claims) Own(cluster string, ip netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	info, ok := c.clusters[cluster]
-	return ok && info.ServiceCIDR.IsValid() && info.ServiceCIDR.Contains(ip)
+	return ok && slices.ContainsFunc(info.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // Ranges returns every pod and service range that any cluster announces: addresses there are of the
@@ -92,9 +92,7 @@ func (c *Claims) Ranges() []netip.Prefix {
 	var out []netip.Prefix
 	for _, info := range c.clusters {
 		out = append(out, info.PodCIDRs...)
-		if info.ServiceCIDR.IsValid() {
-			out = append(out, info.ServiceCIDR)
-		}
+		out = append(out, info.ServiceCIDRs...)
 	}
 	return out
 }

@@ -40,7 +40,7 @@ func newMesh(t *testing.T) *mesh {
 	if m.tables, err = NewTables(); err != nil {
 		t.Fatal(err)
 	}
-	east := identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"}
+	east := identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"}
 	m.follower = NewFollower(FollowerConfig{
 		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "east", Node: "node1"},
 		Store: m.west.Client(), Tables: m.tables, Refusals: m.refusals, Claims: NewClaims(east), Log: slog.New(slog.DiscardHandler),
@@ -79,7 +79,7 @@ func (m *mesh) put(key string, value []byte) {
 
 func (m *mesh) putCluster() {
 	m.put(identity.ClusterKey, identity.EncodeCluster(identity.ClusterInfo{
-		Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1",
+		Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/18")}, Version: "1",
 	}))
 }
 
@@ -262,7 +262,7 @@ func TestABadEntryDoesNotRemoveTheGoodOneBefore(t *testing.T) {
 func TestAnotherClustersStoreIsRefused(t *testing.T) {
 	m := newMesh(t)
 	m.put(identity.ClusterKey, identity.EncodeCluster(identity.ClusterInfo{
-		Name: "north", ID: 3, PodCIDRs: prefixes("10.3.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.192.0/18"), Version: "1",
+		Name: "north", ID: 3, PodCIDRs: prefixes("10.3.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.192.0/18")}, Version: "1",
 	}))
 	m.putNode(node("node1", "172.29.2.11", "10.2.1.0/24"))
 	m.refused("cluster", "came from cluster west")
@@ -274,7 +274,7 @@ func TestAnotherClustersStoreIsRefused(t *testing.T) {
 func TestOverlappingPodRangesAreRefused(t *testing.T) {
 	m := newMesh(t)
 	m.put(identity.ClusterKey, identity.EncodeCluster(identity.ClusterInfo{
-		Name: "west", ID: 2, PodCIDRs: prefixes("10.1.128.0/17"), ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1",
+		Name: "west", ID: 2, PodCIDRs: prefixes("10.1.128.0/17"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/18")}, Version: "1",
 	}))
 	m.refused("cluster", "overlaps 10.1.0.0/16 of cluster east")
 }

@@ -26,7 +26,7 @@ func stopped(t *testing.T) *mesh {
 		t.Fatal(err)
 	}
 	m := &mesh{t: t, tables: tables, refusals: NewRefusals()}
-	east := identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"}
+	east := identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"}
 	m.follower = NewFollower(FollowerConfig{
 		Cluster: "west", ID: 2, Self: identity.NodeName{Cluster: "east", Node: "node1"},
 		Tables: m.tables, Refusals: m.refusals, Claims: NewClaims(east), Log: slog.New(slog.DiscardHandler),
@@ -44,7 +44,7 @@ func gone(key string) kvstore.Event {
 
 func wroteCluster() kvstore.Event {
 	return wrote(identity.ClusterKey, identity.EncodeCluster(identity.ClusterInfo{
-		Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1",
+		Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/18")}, Version: "1",
 	}))
 }
 
@@ -329,7 +329,7 @@ func TestANameTakenDuringAnOutageIsLeftToItsNewOwner(t *testing.T) {
 	ctx, store := context.Background(), kvstore.NewMemory()
 	first, second := publisher(store, "instance-one-0123456789"), publisher(store.Client(), "instance-two-0123456789")
 	info := Publication{Key: identity.ClusterKey, Value: string(identity.EncodeCluster(identity.ClusterInfo{
-		Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"}))}
+		Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"}))}
 	nodeOf := func(p *Publisher) Publication {
 		return Publication{Key: identity.NodeKey("east", "node1"), Value: string(identity.EncodeNode(p.Node)), Leased: true}
 	}

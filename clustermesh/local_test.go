@@ -25,7 +25,7 @@ func startLocal(t *testing.T) (*Local, *Tables) {
 		Tables: tables, Log: slog.New(slog.DiscardHandler),
 		Node: identity.Node{Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"), PodCIDRs: prefixes("10.1.1.0/24"),
 			Instance: "instance-0123456789", Version: identity.Version{Incarnation: 7, Sequence: 1}},
-		Cluster: identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"},
+		Cluster: identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +192,7 @@ func TestAMachineCannotTakeAnothersName(t *testing.T) {
 		return Publication{Key: identity.NodeKey("east", "node1"), Value: string(identity.EncodeNode(p.Node)), Leased: true}
 	}
 	first, second, again := publisher(store, "instance-one-0123456789"), publisher(store.Client(), "instance-two-0123456789"), publisher(store.Client(), "instance-one-0123456789")
-	info := identity.EncodeCluster(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "1"})
+	info := identity.EncodeCluster(identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"})
 	for _, p := range []*Publisher{first, second, again} {
 		if err := p.Update(ctx, Publication{Key: identity.ClusterKey, Value: string(info)}); err != nil {
 			t.Fatal(err)
@@ -217,7 +217,7 @@ func TestAMachineCannotTakeAnothersName(t *testing.T) {
 
 func TestANodeDoesNotWriteIntoAnotherClustersStore(t *testing.T) {
 	ctx, store := context.Background(), kvstore.NewMemory()
-	west := identity.ClusterInfo{Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDR: netip.MustParsePrefix("100.64.128.0/18"), Version: "1"}
+	west := identity.ClusterInfo{Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.128.0/18")}, Version: "1"}
 	if err := store.Put(ctx, identity.ClusterKey, identity.EncodeCluster(west)); err != nil {
 		t.Fatal(err)
 	}

@@ -73,6 +73,8 @@ type Tables struct {
 	// Liveness says which nodes are alive, and Reaches which clusters can be reached.
 	Liveness Table[identity.Liveness]
 	Reaches  Table[identity.Reach]
+	// Tunnels is derived from nodes: how packets get to each.
+	Tunnels Table[identity.Tunnel]
 	// Publications is what this node keeps in its cluster's store.
 	Publications Table[Publication]
 	// Peers are the other clusters that this one is connected with.
@@ -130,6 +132,7 @@ func NewTables() (*Tables, error) {
 	add(newTable(t.DB, &t.Targets, "targets", TargetKey, t.targetsByService, t.targetsByBackend, t.targetsByNode))
 	add(newTable(t.DB, &t.Liveness, "liveness", func(l identity.Liveness) string { return l.Cluster + "/" + l.Node }))
 	add(newTable(t.DB, &t.Reaches, "reaches", func(r identity.Reach) string { return r.Cluster }))
+	add(newTable(t.DB, &t.Tunnels, "tunnels", func(x identity.Tunnel) string { return x.Cluster + "/" + x.Node }))
 	add(newTable(t.DB, &t.Peers, "peers", func(p Peer) string { return p.Name }))
 	add(newTable(t.DB, &t.Publications, "publications", func(p Publication) string { return p.Key }))
 	return t, err

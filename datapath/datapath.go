@@ -30,6 +30,10 @@ type Config struct {
 	NodeAddress netip.Addr
 	// PodSide is the IPv4 address on the pods' side that echoes are sent from and answered at; invalid: none. No pod may have it.
 	PodSide netip.Addr
+	// Tunnel are this node's tunnel addresses by slot, which VXLAN inside of WireGuard ends at; invalid ones: it has none.
+	Tunnel [identity.TunnelSlots]netip.Addr
+	// UnderlayIndex is the interface index of the link to the underlay, whose guard lets no VXLAN pass that should be encrypted; 0: no guard.
+	UnderlayIndex int
 	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
 	VXLANIndex int
 	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; larger ones are dropped.

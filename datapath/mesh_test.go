@@ -228,7 +228,7 @@ func (n *node) learn() {
 			continue
 		}
 		must(n.mesh.t, n.dp.Nodes().Update(ctx, other.row))
-		must(n.mesh.t, n.routes.Update(ctx, other.row))
+		must(n.mesh.t, n.routes.Update(ctx, identity.Tunnel{Cluster: other.row.Cluster, ClusterID: other.row.ClusterID, Node: other.row.Name, Address: other.row.Address, PodCIDRs: other.row.PodCIDRs}))
 		must(n.mesh.t, n.dp.Addresses().Update(ctx, other.address()))
 	}
 }

@@ -16,10 +16,12 @@ type ClusterInfo struct {
 	ID   ClusterID `json:"id"`
 	// PodCIDRs that all of its nodes' lie in.
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
-	// ServiceCIDR that it allocates cluster IPs from.
-	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
+	// ServiceCIDRs that it allocates cluster IPs from, at most one of IPv4 and one of IPv6.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 	// Version of Causeway, for people.
 	Version string `json:"version"`
+	// Encryption is the cluster's mode; empty, as old versions have it, is EncryptOff.
+	Encryption Encryption `json:"encryption,omitempty"`
 	// Capabilities that all of its nodes have, for other clusters' agents to decide by.
 	Capabilities []string `json:"capabilities,omitempty"`
 }
@@ -54,13 +56,8 @@ func CheckCluster(c ClusterInfo) error {
 	if err := checkPodCIDRs(c.PodCIDRs); err != nil {
 		return err
 	}
-	if err := checkPrefix(c.ServiceCIDR); err != nil {
-		return fmt.Errorf("service CIDR: %w", err)
-	}
-	for _, p := range c.PodCIDRs {
-		if p.Overlaps(c.ServiceCIDR) {
-			return fmt.Errorf("pod CIDR %s and service CIDR %s overlap", p, c.ServiceCIDR)
-		}
+	if err := checkServiceCIDRs(c); err != nil {
+		return err
 	}
 	if err := checkPlain("version", c.Version); err != nil {
 		return err
@@ -71,6 +68,27 @@ func CheckCluster(c ClusterInfo) error {
 	for _, capability := range c.Capabilities {
 		if err := checkPlain("capability", capability); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkServiceCIDRs wants one or two ranges, of different families, that overlap no pod CIDR.
+func checkServiceCIDRs(c ClusterInfo) error {
+	if len(c.ServiceCIDRs) == 0 || len(c.ServiceCIDRs) > 2 {
+		return fmt.Errorf("%d service CIDRs, one or two (of IPv4 and IPv6) are allowed", len(c.ServiceCIDRs))
+	}
+	for i, s := range c.ServiceCIDRs {
+		if err := checkPrefix(s); err != nil {
+			return fmt.Errorf("service CIDR: %w", err)
+		}
+		if i == 1 && s.Addr().Is4() == c.ServiceCIDRs[0].Addr().Is4() {
+			return fmt.Errorf("service CIDRs %s and %s are of the same address family", c.ServiceCIDRs[0], s)
+		}
+		for _, p := range c.PodCIDRs {
+			if p.Overlaps(s) {
+				return fmt.Errorf("pod CIDR %s and service CIDR %s overlap", p, s)
+			}
 		}
 	}
 	return nil

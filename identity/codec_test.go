@@ -24,7 +24,7 @@ var (
 	shopIdentity = Identity{Cluster: "east", Number: 65792, Labels: shopLabels}
 	east         = ClusterInfo{
 		Name: "east", ID: 1, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		ServiceCIDR: netip.MustParsePrefix("100.64.64.0/18"), Version: "v0.1.0", Capabilities: []string{"ipv4"},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "v0.1.0", Capabilities: []string{"ipv4"},
 	}
 	beat = Heartbeat{At: time.Date(2026, 10, 1, 12, 0, 0, 123456789, time.UTC), Node: "node1"}
 )
@@ -36,7 +36,7 @@ const (
 	addressValue = `{"ip":"10.1.1.5","identity":65792,"node":"node1","endpoint":"web/shop-1","incarnation":1790000000000000001,"sequence":4}`
 	idKey        = "causeway/v1/identities/east/ids/65792"
 	idValue      = `{"id":65792,"labels":{"app":"shop","io.kubernetes.pod.namespace":"web"}}`
-	clusterValue = `{"name":"east","id":1,"podCIDRs":["10.1.0.0/16"],"serviceCIDR":"100.64.64.0/18","version":"v0.1.0","capabilities":["ipv4"]}`
+	clusterValue = `{"name":"east","id":1,"podCIDRs":["10.1.0.0/16"],"serviceCIDRs":["100.64.64.0/18"],"version":"v0.1.0","capabilities":["ipv4"]}`
 	beatValue    = `{"at":"2026-10-01T12:00:00.123456789Z","node":"node1"}`
 )
 

@@ -43,6 +43,10 @@ type Node struct {
 	Instance string `json:"instance"`
 	// GossipKey is the Ed25519 key that the node signs its gossip with; empty if it has none.
 	GossipKey []byte `json:"gossipKey,omitempty"`
+	// TunnelKeys that the node can be reached with by WireGuard, the one that it prefers first; none if it does not encrypt.
+	TunnelKeys []TunnelKey `json:"tunnelKeys,omitempty"`
+	// MTU of the node's pods, in bytes; 0 if it does not say.
+	MTU int `json:"mtu,omitempty"`
 	Version
 	// Local is true for the node that the agent runs on.
 	Local bool `json:"local,omitempty"`
@@ -81,12 +85,14 @@ const (
 
 // Endpoint is a row of the endpoints table: a pod of this node.
 type Endpoint struct {
-	Namespace string        `json:"namespace"`
-	Name      string        `json:"name"`
-	Labels    Labels        `json:"labels"`
-	Identity  Number        `json:"identity"`
-	Address   netip.Addr    `json:"address"`
-	State     EndpointState `json:"state"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Labels    Labels `json:"labels"`
+	Identity  Number `json:"identity"`
+	// Address is the pod's first one, IPv4 if the node has an IPv4 range; Address6 its IPv6 address beside an IPv4 one.
+	Address  netip.Addr    `json:"address"`
+	Address6 netip.Addr    `json:"address6,omitzero"`
+	State    EndpointState `json:"state"`
 	// NetNS is the path of the pod's network namespace.
 	NetNS string `json:"netns"`
 	// HostLink is the node's end of the pod's veth; IfIndex and the MACs belong to it and to the pod's end.
@@ -100,3 +106,12 @@ type Endpoint struct {
 
 // ID returns "namespace/name".
 func (e *Endpoint) ID() string { return e.Namespace + "/" + e.Name }
+
+// Addresses returns all addresses of the pod.
+func (e *Endpoint) Addresses() []netip.Addr {
+	addresses := []netip.Addr{e.Address}
+	if e.Address6.IsValid() {
+		addresses = append(addresses, e.Address6)
+	}
+	return addresses
+}

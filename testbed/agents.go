@@ -22,10 +22,10 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, o *Options
 	cfg := agent.Config{
 		Cluster: agent.ClusterConfig{
 			Name: c.Name, ID: c.ID,
-			PodCIDRs:    []netip.Prefix{clusterPodCIDR(c.ID)},
-			ServiceCIDR: clusterServiceCIDR(c.ID),
+			PodCIDRs:     []netip.Prefix{clusterPodCIDR(c.ID)},
+			ServiceCIDRs: []netip.Prefix{clusterServiceCIDR(c.ID)},
 		},
-		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDR: n.PodCIDR},
+		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDRs: []netip.Prefix{n.PodCIDR}},
 		KVStore: b.kvstoreConfig(c, b.nodePKI(c.Name, n.Name)),
 		// The mesh is named by the bed's ID, so that two beds never mix.
 		Gossip:   agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},

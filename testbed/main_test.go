@@ -101,7 +101,7 @@ func playAgent(config string) error {
 		return err
 	}
 	status := api.Status{OK: true, Cluster: cfg.Cluster.Name, Node: cfg.Node.Name, Stores: []api.Store{{Cluster: cfg.Cluster.Name, Synced: true}}}
-	next := cfg.Node.PodCIDR.Addr().Next()
+	next := cfg.Node.PodCIDRs[0].Addr().Next()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, r *http.Request) { answer(w, 200, status) })
 	mux.HandleFunc("POST "+api.PathEndpoints, func(w http.ResponseWriter, r *http.Request) {

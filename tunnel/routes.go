@@ -62,7 +62,7 @@ func (r *Routes) Close() error {
 
 // Update makes the node's pod CIDRs reachable, and those that it had before unreachable.
 // This node itself needs no routes.
-func (r *Routes) Update(_ context.Context, n identity.Node) error {
+func (r *Routes) Update(_ context.Context, n identity.Tunnel) error {
 	want := r.keys(n)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,10 +78,10 @@ func (r *Routes) Update(_ context.Context, n identity.Node) error {
 			continue
 		}
 		if err := r.handle.RouteReplace(r.route(key)); err != nil {
-			errs = append(errs, fmt.Errorf("setting the route to %s of node %s/%s: %w", key.prefix, n.Cluster, n.Name, err))
+			errs = append(errs, fmt.Errorf("setting the route to %s of node %s/%s: %w", key.prefix, n.Cluster, n.Node, err))
 		}
 	}
-	name := identity.NodeName{Cluster: n.Cluster, Node: n.Name}
+	name := n.NodeName()
 	for _, key := range r.nodes[name] {
 		if !keep[key] {
 			errs = append(errs, r.remove(key))
@@ -92,10 +92,10 @@ func (r *Routes) Update(_ context.Context, n identity.Node) error {
 }
 
 // Delete removes the routes to the node's pod CIDRs.
-func (r *Routes) Delete(_ context.Context, n identity.Node) error {
+func (r *Routes) Delete(_ context.Context, n identity.Tunnel) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.nodes, identity.NodeName{Cluster: n.Cluster, Node: n.Name})
+	delete(r.nodes, n.NodeName())
 	var errs []error
 	for _, key := range r.keys(n) {
 		errs = append(errs, r.remove(key))
@@ -104,7 +104,7 @@ func (r *Routes) Delete(_ context.Context, n identity.Node) error {
 }
 
 // Prune removes the routes that no desired node has, of clusters that have synced.
-func (r *Routes) Prune(_ context.Context, desired iter.Seq[identity.Node], synced func(identity.ClusterID) bool) error {
+func (r *Routes) Prune(_ context.Context, desired iter.Seq[identity.Tunnel], synced func(identity.ClusterID) bool) error {
 	keep := make(map[routeKey]bool)
 	for n := range desired {
 		for _, key := range r.keys(n) {
@@ -127,8 +127,8 @@ func (r *Routes) Prune(_ context.Context, desired iter.Seq[identity.Node], synce
 }
 
 // keys returns the routes that the node needs.
-func (r *Routes) keys(n identity.Node) []routeKey {
-	if n.Local || n.Address == r.source {
+func (r *Routes) keys(n identity.Tunnel) []routeKey {
+	if n.Self || n.Address == r.source {
 		return nil
 	}
 	var keys []routeKey

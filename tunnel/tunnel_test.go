@@ -126,9 +126,9 @@ func TestUnderlayMTU(t *testing.T) {
 	})
 }
 
-func testNode(cluster, n int, cidrs ...string) identity.Node {
-	node := identity.Node{
-		Cluster: fmt.Sprint("cluster", cluster), ClusterID: identity.ClusterID(cluster), Name: fmt.Sprint("node", n),
+func testNode(cluster, n int, cidrs ...string) identity.Tunnel {
+	node := identity.Tunnel{
+		Cluster: fmt.Sprint("cluster", cluster), ClusterID: identity.ClusterID(cluster), Node: fmt.Sprint("node", n),
 		Address: netip.AddrFrom4([4]byte{172, 29, byte(cluster), byte(10 + n)}),
 	}
 	for _, c := range cidrs {
@@ -186,15 +186,15 @@ func TestRoutes(t *testing.T) {
 
 		routes = open() // As an agent that starts.
 		defer routes.Close()
-		none := func(func(identity.Node) bool) {}
-		prune := func(desired iter.Seq[identity.Node], synced ...identity.ClusterID) {
+		none := func(func(identity.Tunnel) bool) {}
+		prune := func(desired iter.Seq[identity.Tunnel], synced ...identity.ClusterID) {
 			must(t, routes.Prune(ctx, desired, func(id identity.ClusterID) bool { return slices.Contains(synced, id) }))
 		}
 		prune(none)
 		expect("nobody has synced", "10.1.1.0/24", "10.2.0.0/24")
 		prune(none, 1)
 		expect("cluster 1 has", "10.2.0.0/24")
-		prune(slices.Values([]identity.Node{west}), 1, 2)
+		prune(slices.Values([]identity.Tunnel{west}), 1, 2)
 		expect("all have, one is wanted", "10.2.0.0/24")
 		must(t, routes.Delete(ctx, west))
 		must(t, routes.Delete(ctx, west))

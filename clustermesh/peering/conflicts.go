@@ -171,7 +171,10 @@ func ranges(c identity.ClusterInfo) (all []addressRange) {
 	for _, p := range c.PodCIDRs {
 		all = append(all, addressRange{"pod CIDR", p})
 	}
-	return append(all, addressRange{"service CIDR", c.ServiceCIDR})
+	for _, p := range c.ServiceCIDRs {
+		all = append(all, addressRange{"service CIDR", p})
+	}
+	return all
 }
 
 func capabilityConflicts(joiner, issuer side) (all []string) {

@@ -15,7 +15,7 @@ import (
 func sampleInfo(name string, id identity.ClusterID) identity.ClusterInfo {
 	return identity.ClusterInfo{
 		Name: name, ID: id, PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), 0, 0}), 16)},
-		ServiceCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(id), 0}), 24), Version: "v0.1.0",
+		ServiceCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(id), 0}), 24)}, Version: "v0.1.0",
 	}
 }
 
@@ -46,7 +46,7 @@ func TestConflicts(t *testing.T) {
 		{name: "authority", change: func(j, i *side) { i.authority = j.authority }, want: []string{"have the same certificate authority"}},
 		{name: "name", change: func(j, i *side) { i.info.Name = "east" }, want: []string{"both clusters are called east"}},
 		{name: "ID", joiner: sampleSide("east", 2), change: func(j, i *side) {
-			j.info.PodCIDRs, j.info.ServiceCIDR, j.authority = sampleInfo("", 9).PodCIDRs, sampleInfo("", 9).ServiceCIDR, pki.Fingerprint{9}
+			j.info.PodCIDRs, j.info.ServiceCIDRs, j.authority = sampleInfo("", 9).PodCIDRs, sampleInfo("", 9).ServiceCIDRs, pki.Fingerprint{9}
 		}, want: []string{"cluster ID 2 of east is taken by west: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins"}},
 		{name: "ID of a peer's peer", issuer: sampleSide("west", 2, sampleKnown("north", 3, Connected)), change: func(j, i *side) { j.info.ID = 3 },
 			want: []string{"cluster ID 3 of east is taken by north: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins"}},
@@ -54,12 +54,12 @@ func TestConflicts(t *testing.T) {
 			want: []string{"cluster ID 3 of west is taken by north, a peer of this cluster: leave cluster.id out of the configuration of west's agents and start them again, one after the other; then it takes one that is free (such as 2) when it joins"}},
 		{name: "ranges", change: func(j, i *side) {
 			j.info.PodCIDRs = i.info.PodCIDRs
-			j.info.ServiceCIDR = netip.MustParsePrefix("10.2.0.0/24")
+			j.info.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24")}
 		}, want: []string{
 			"pod CIDR 10.2.0.0/16 of east and pod CIDR 10.2.0.0/16 of west overlap",
 			"service CIDR 10.2.0.0/24 of east and pod CIDR 10.2.0.0/16 of west overlap",
 		}},
-		{name: "ranges of a peer's peer", issuer: sampleSide("west", 2, north), change: func(j, i *side) { j.info.ServiceCIDR = netip.MustParsePrefix("10.3.7.0/24") },
+		{name: "ranges of a peer's peer", issuer: sampleSide("west", 2, north), change: func(j, i *side) { j.info.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.3.7.0/24")} },
 			want: []string{"service CIDR 10.3.7.0/24 of east and pod CIDR 10.3.0.0/16 of north overlap"}},
 		{name: "all at once", change: func(j, i *side) { j.mesh, j.info.ID = "x", 2; j.info.PodCIDRs = i.info.PodCIDRs },
 			want: []string{"of mesh x", "cluster ID 2", "overlap"}},
@@ -105,7 +105,7 @@ func TestAnotherIDIsTaken(t *testing.T) {
 	renumber := func(context.Context, identity.ClusterID) error { return nil }
 	west := side{info: sampleInfo("west", 2), authority: pki.Fingerprint{1}, mesh: "m"}
 	east := side{info: sampleInfo("east", 2), authority: pki.Fingerprint{2}, mesh: "m"}
-	east.info.PodCIDRs, east.info.ServiceCIDR = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, netip.MustParsePrefix("100.64.77.0/24")
+	east.info.PodCIDRs, east.info.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, []netip.Prefix{netip.MustParsePrefix("100.64.77.0/24")}
 	overlapping := east
 	overlapping.info.PodCIDRs = west.info.PodCIDRs
 	apart := east

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -319,11 +320,7 @@ func (c *connect) reportProbes(answer *LookResponse) error {
 // plan says what will be done.
 func (c *connect) plan() {
 	i := c.issuer.info
-	var pods []string
-	for _, p := range i.PodCIDRs {
-		pods = append(pods, p.String())
-	}
-	c.say(StagePlan, "%s is cluster ID %d, with pods in %s and services in %s, version %s", i.Name, i.ID, strings.Join(pods, ", "), i.ServiceCIDR, i.Version)
+	c.say(StagePlan, "%s is cluster ID %d, with pods in %s and services in %s, version %s", i.Name, i.ID, joined(i.PodCIDRs), joined(i.ServiceCIDRs), i.Version)
 	c.say(StagePlan, "each of %s and %s gets a user in the other's etcd, which may read what that exports and write nothing", c.own.info.Name, i.Name)
 	if string(c.own.ring) != string(c.issuer.ring) {
 		c.say(StagePlan, "%s changes to the gossip keys of %s's mesh", c.own.info.Name, i.Name)
@@ -388,4 +385,13 @@ func (c *connect) confirm(ctx context.Context) error {
 		return fmt.Errorf("peer %s was disconnected by somebody else meanwhile", c.peer.Name())
 	}
 	return c.s.connected(ctx, p)
+}
+
+// joined lists prefixes for people.
+func joined(prefixes []netip.Prefix) string {
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
 }

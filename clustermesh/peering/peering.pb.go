@@ -88,9 +88,10 @@ type Cluster struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Id            uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	PodCidrs      []string               `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	ServiceCidr   string                 `protobuf:"bytes,4,opt,name=service_cidr,json=serviceCidr,proto3" json:"service_cidr,omitempty"`
 	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
 	Capabilities  []string               `protobuf:"bytes,6,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	ServiceCidrs  []string               `protobuf:"bytes,7,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	Encryption    string                 `protobuf:"bytes,8,opt,name=encryption,proto3" json:"encryption,omitempty"` // all, inter-cluster, off
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -146,13 +147,6 @@ func (x *Cluster) GetPodCidrs() []string {
 	return nil
 }
 
-func (x *Cluster) GetServiceCidr() string {
-	if x != nil {
-		return x.ServiceCidr
-	}
-	return ""
-}
-
 func (x *Cluster) GetVersion() string {
 	if x != nil {
 		return x.Version
@@ -165,6 +159,20 @@ func (x *Cluster) GetCapabilities() []string {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *Cluster) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *Cluster) GetEncryption() string {
+	if x != nil {
+		return x.Encryption
+	}
+	return ""
 }
 
 // Known is a cluster that another one has a record of.
@@ -1513,14 +1521,17 @@ var File_peering_proto protoreflect.FileDescriptor
 
 const file_peering_proto_rawDesc = "" +
 	"\n" +
-	"\rpeering.proto\x12\x13causeway.peering.v1\"\xab\x01\n" +
+	"\rpeering.proto\x12\x13causeway.peering.v1\"\xd3\x01\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1b\n" +
-	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\x12!\n" +
-	"\fservice_cidr\x18\x04 \x01(\tR\vserviceCidr\x12\x18\n" +
+	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\"\n" +
-	"\fcapabilities\x18\x06 \x03(\tR\fcapabilities\"\xcb\x01\n" +
+	"\fcapabilities\x18\x06 \x03(\tR\fcapabilities\x12#\n" +
+	"\rservice_cidrs\x18\a \x03(\tR\fserviceCidrs\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\b \x01(\tR\n" +
+	"encryptionJ\x04\b\x04\x10\x05\"\xcb\x01\n" +
 	"\x05Known\x126\n" +
 	"\acluster\x18\x01 \x01(\v2\x1c.causeway.peering.v1.ClusterR\acluster\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n" +

@@ -325,7 +325,7 @@ func TestKeysThatNobodyAgreedOnStay(t *testing.T) {
 func TestConflictsAreToldBeforeAnythingIsWritten(t *testing.T) {
 	west, east := newCluster(t, "west", 2), newCluster(t, "east", 1)
 	info := sampleInfo("east", 2)
-	info.ServiceCIDR = netip.MustParsePrefix("100.64.2.128/25")
+	info.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("100.64.2.128/25")}
 	east.Cluster = func() identity.ClusterInfo { return info }
 	e, err := east.connect(west.token(TokenOptions{}), ConnectOptions{})
 	wantError(t, err, "cluster ID 2 of east is taken by west: leave cluster.id out of the configuration of east's agents and start them again, one after the other; then it takes one that is free (such as 1) when it joins",

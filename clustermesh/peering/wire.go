@@ -16,9 +16,12 @@ import (
 // The messages of the API and the types of this package. What comes from others is checked here, and only here.
 
 func clusterMessage(c identity.ClusterInfo) *Cluster {
-	m := &Cluster{Name: c.Name, Id: uint32(c.ID), ServiceCidr: c.ServiceCIDR.String(), Version: c.Version, Capabilities: c.Capabilities}
+	m := &Cluster{Name: c.Name, Id: uint32(c.ID), Encryption: string(c.Encryption), Version: c.Version, Capabilities: c.Capabilities}
 	for _, p := range c.PodCIDRs {
 		m.PodCidrs = append(m.PodCidrs, p.String())
+	}
+	for _, p := range c.ServiceCIDRs {
+		m.ServiceCidrs = append(m.ServiceCidrs, p.String())
 	}
 	return m
 }
@@ -28,8 +31,15 @@ func (m *Cluster) info() (c identity.ClusterInfo, err error) {
 		return c, fmt.Errorf("cluster ID %d is not 1 to 255", m.GetId())
 	}
 	c = identity.ClusterInfo{Name: m.GetName(), ID: identity.ClusterID(m.GetId()), Version: m.GetVersion(), Capabilities: m.GetCapabilities()}
-	if c.ServiceCIDR, err = netip.ParsePrefix(m.GetServiceCidr()); err != nil {
-		return c, errors.New("the service CIDR is none")
+	if c.Encryption, err = identity.ParseEncryption(m.GetEncryption()); err != nil {
+		return c, err
+	}
+	for _, text := range m.GetServiceCidrs() {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return c, errors.New("a service CIDR is none")
+		}
+		c.ServiceCIDRs = append(c.ServiceCIDRs, p)
 	}
 	for _, text := range m.GetPodCidrs() {
 		p, err := netip.ParsePrefix(text)
