@@ -45,6 +45,7 @@ var layers = []layer{
 	{folder: "agent/api", may: []string{"identity", "lb"}, why: "clients of the agent must not link what the agent is made of"},
 	{folder: "agent", may: []string{"..."}, why: "it wires everything together, so nothing else has to"},
 	{folder: "testbed", may: []string{"..."}, why: "it runs agents as a user would; agents don't know of it"},
+	{folder: "testbed/vm", why: "it boots a kernel for a test binary, whatever that tests"},
 	{folder: "cmd/clustermesh", may: []string{"...", "testbed"}, why: "it turns flags into one call of the others"},
 }
 
