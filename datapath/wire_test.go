@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,6 +36,7 @@ func (n *node) capture() func() (outer, bool) {
 		must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
 	})
 	t.Cleanup(func() { unix.Close(fd) })
+	own := []netip.Addr{n.row.Address, n.row.TunnelAddress(0), n.row.TunnelAddress(1)}
 	return func() (outer, bool) {
 		buf := make([]byte, 65536)
 		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
@@ -43,7 +45,7 @@ func (n *node) capture() func() (outer, bool) {
 			if err != nil || !ok || ll.Pkttype == unix.PACKET_OUTGOING {
 				continue
 			}
-			if p, ok := parseOuter(buf[:size]); ok && p.src == n.row.Address {
+			if p, ok := parseOuter(buf[:size]); ok && slices.Contains(own, p.src) {
 				return p, true
 			}
 		}
@@ -52,22 +54,31 @@ func (n *node) capture() func() (outer, bool) {
 }
 
 func parseOuter(b []byte) (p outer, ok bool) {
-	if len(b) < 20 || b[9] != unix.IPPROTO_UDP {
+	if len(b) < 40 {
 		return p, false
 	}
-	flags := binary.BigEndian.Uint16(b[6:])
-	p = outer{
-		src: netip.AddrFrom4([4]byte(b[12:])), dst: netip.AddrFrom4([4]byte(b[16:])), length: int(binary.BigEndian.Uint16(b[2:])),
-		dontFragment: flags&0x4000 != 0, fragment: flags&0x3fff != 0,
+	protocol, header := b[9], 20
+	if b[0]>>4 == 6 {
+		protocol, header = b[6], 40
+		p = outer{
+			src: netip.AddrFrom16([16]byte(b[8:])), dst: netip.AddrFrom16([16]byte(b[24:])), length: 40 + int(binary.BigEndian.Uint16(b[4:])),
+			dontFragment: true, fragment: protocol == unix.IPPROTO_FRAGMENT, // No router fragments IPv6.
+		}
+	} else {
+		flags := binary.BigEndian.Uint16(b[6:])
+		p = outer{
+			src: netip.AddrFrom4([4]byte(b[12:])), dst: netip.AddrFrom4([4]byte(b[16:])), length: int(binary.BigEndian.Uint16(b[2:])),
+			dontFragment: flags&0x4000 != 0, fragment: flags&0x3fff != 0,
+		}
 	}
 	if p.fragment {
 		return p, true
 	}
-	if len(b) < 36 || binary.BigEndian.Uint16(b[22:]) != 4789 {
+	if protocol != unix.IPPROTO_UDP || len(b) < header+16 || binary.BigEndian.Uint16(b[header+2:]) != 4789 {
 		return p, false
 	}
-	p.vni = binary.BigEndian.Uint32(b[32:]) >> 8
-	p.inner = b[36:]
+	p.vni = binary.BigEndian.Uint32(b[header+12:]) >> 8
+	p.inner = b[header+16:]
 	return p, true
 }
 
