@@ -20,10 +20,7 @@ type packet struct {
 
 func (p packet) bytes() []byte {
 	if p.etherType == 0 {
-		p.etherType = 0x0800
-		if p.src.Is6() {
-			p.etherType = 0x86dd
-		}
+		p.etherType = etherType(p.src)
 	}
 	if p.ttl == 0 {
 		p.ttl = 64
@@ -76,6 +73,14 @@ func pseudoHeader(src, dst netip.Addr, udp []byte) []byte {
 		b = append(b, 0)
 	}
 	return b
+}
+
+// etherType is that of the address's family.
+func etherType(a netip.Addr) uint16 {
+	if a.Is6() {
+		return 0x86dd
+	}
+	return 0x0800
 }
 
 // headerLen is the length of an IP header of the address's family, in bytes.

@@ -84,75 +84,81 @@ func parseOuter(b []byte) (p outer, ok bool) {
 
 // TestWireCarriesIdentity: the VNI is the source's identity, and the outer addresses are the nodes'.
 func TestWireCarriesIdentity(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
-	at := server.echo()
-	for name, c := range map[string]struct {
-		from *node
-		by   namespace
-		to   netip.AddrPort
-		vni  uint32
-	}{
-		"a pod's":            {m.nodes[0], client.ns, at, 1<<16 | 300},
-		"the node's own":     {m.nodes[0], m.nodes[0].ns, at, 6},
-		"the answer's":       {m.nodes[1], client.ns, at, 2<<16 | 301},
-		"the answer to node": {m.nodes[1], m.nodes[0].ns, at, 2<<16 | 301},
-	} {
-		t.Run(name, func(t *testing.T) {
-			next := c.from.capture()
-			conn, err := c.by.dial(t, "udp", c.to)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			exchange(t, conn, 10)
-			p, ok := next()
-			if !ok || p.vni != c.vni || (p.dst != m.nodes[0].row.Address && p.dst != m.nodes[1].row.Address) {
-				t.Errorf("on the wire is %+v, want VNI %d", p, c.vni)
-			}
-		})
-	}
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
+		at := server.echo()
+		for name, c := range map[string]struct {
+			from *node
+			by   namespace
+			to   netip.AddrPort
+			vni  uint32
+		}{
+			"a pod's":            {m.nodes[0], client.ns, at, 1<<16 | 300},
+			"the node's own":     {m.nodes[0], m.nodes[0].ns, at, 6},
+			"the answer's":       {m.nodes[1], client.ns, at, 2<<16 | 301},
+			"the answer to node": {m.nodes[1], m.nodes[0].ns, at, 2<<16 | 301},
+		} {
+			t.Run(name, func(t *testing.T) {
+				next := c.from.capture()
+				conn, err := c.by.dial(t, "udp", c.to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				exchange(t, conn, 10)
+				p, ok := next()
+				if !ok || p.vni != c.vni || (p.dst != m.nodes[0].row.Address && p.dst != m.nodes[1].row.Address) {
+					t.Errorf("on the wire is %+v, want VNI %d", p, c.vni)
+				}
+			})
+		}
+	})
 }
 
 // TestFullSizePacketIsNotFragmented: a pod's largest packet fills the underlay's MTU of 1500 and travels whole.
 func TestFullSizePacketIsNotFragmented(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
-	at := server.echo()
-	next := m.nodes[0].capture()
-	conn, err := client.ns.dial(t, "udp", at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	exchange(t, conn, podMTU-28)
-	if p, ok := next(); !ok || p.fragment || !p.dontFragment || p.length != 1500 {
-		t.Errorf("on the wire is a packet of %d bytes, fragment %v, don't fragment %v", p.length, p.fragment, p.dontFragment)
-	}
-
-	// A datagram that the pod itself has to cut arrives too: the pieces fit.
-	exchange(t, conn, 4000)
-	for range 3 {
-		if p, ok := next(); !ok || p.fragment || p.length > 1500 {
-			t.Errorf("on the wire is a packet of %d bytes, fragment %v", p.length, p.fragment)
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
+		at := server.echo()
+		next := m.nodes[0].capture()
+		conn, err := client.ns.dial(t, "udp", at)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		defer conn.Close()
+		exchange(t, conn, m.options.podMTU()-headerLen(client.addr())-8)
+		if p, ok := next(); !ok || p.fragment || !p.dontFragment || p.length != 1500 {
+			t.Errorf("on the wire is a packet of %d bytes, fragment %v, don't fragment %v", p.length, p.fragment, p.dontFragment)
+		}
+
+		// A datagram that the pod itself has to cut arrives too: the pieces fit.
+		exchange(t, conn, 4000)
+		for range 3 {
+			if p, ok := next(); !ok || p.fragment || p.length > 1500 {
+				t.Errorf("on the wire is a packet of %d bytes, fragment %v", p.length, p.fragment)
+			}
+		}
+	})
 }
 
 // TestNodesPathMTU: a node's own processes know what fits into the tunnel.
 func TestNodesPathMTU(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	at := m.nodes[1].addPod(301).echo()
-	next := m.nodes[0].capture()
-	conn, err := m.nodes[0].ns.dial(t, "udp", at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	exchange(t, conn, 4000)
-	for range 3 {
-		if p, ok := next(); !ok || p.fragment || p.length > 1500 {
-			t.Errorf("on the wire is a packet of %d bytes, fragment %v", p.length, p.fragment)
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		at := m.nodes[1].addPod(301).echo()
+		next := m.nodes[0].capture()
+		conn, err := m.nodes[0].ns.dial(t, "udp", at)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		defer conn.Close()
+		exchange(t, conn, 4000)
+		for range 3 {
+			if p, ok := next(); !ok || p.fragment || p.length > 1500 {
+				t.Errorf("on the wire is a packet of %d bytes, fragment %v", p.length, p.fragment)
+			}
+		}
+	})
 }
