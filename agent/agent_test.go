@@ -391,29 +391,6 @@ func TestRefusedManifestsChangeNothing(t *testing.T) {
 	}
 }
 
-func TestNodesRunOutOfAddresses(t *testing.T) {
-	pool := newAddressPool(netip.MustParsePrefix("10.1.1.0/29"))
-	var given []string
-	for {
-		a, err := pool.next()
-		if err != nil {
-			if !strings.Contains(err.Error(), "10.1.1.0/29 are taken") {
-				t.Errorf("the error does not name the range: %v", err)
-			}
-			break
-		}
-		given = append(given, a.String())
-		pool.take(a)
-	}
-	if got, want := strings.Join(given, " "), "10.1.1.2 10.1.1.3 10.1.1.4 10.1.1.5 10.1.1.6"; got != want {
-		t.Errorf("a /29 gave %s, want %s", got, want)
-	}
-	pool.give(netip.MustParseAddr("10.1.1.4"))
-	if a, err := pool.next(); err != nil || a != netip.MustParseAddr("10.1.1.4") {
-		t.Errorf("the free one is %s (%v), want 10.1.1.4", a, err)
-	}
-}
-
 func TestConfigIsRefusedWithAReason(t *testing.T) {
 	good := `
 cluster: {name: east, id: 1, podCIDRs: [10.1.0.0/16], serviceCIDRs: [100.64.64.0/18]}
@@ -426,8 +403,20 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"name: node1", "name: Node_1", "node.name"},
 		{"10.1.1.0/24", "10.2.1.0/24", "want a range within"},
 		{"10.1.1.0/24", "10.1.1.0/30", "too small"},
-		{"172.29.1.11", "\"::1\"", "IPv4 address"},
+		{"10.1.1.0/24", "10.1.1.0/24, 10.1.2.0/24", "of the same address family"},
+		{"10.1.1.0/24", "10.1.1.1/24", "host bits, write 10.1.1.0/24"},
+		{"10.1.1.0/24", "\"fd00:10:1::/64\"", "want a range within"},
+		{"172.29.1.11", "\"2001:db8::11\"", ""},
+		{"172.29.1.11", "\"::1\"", "loopback"},
+		{"172.29.1.11", "\"fe80::1\"", "link-local"},
+		{"172.29.1.11", "\"::ffff:172.29.1.11\"", "write 172.29.1.11"},
+		{"172.29.1.11", "10.1.2.3", "lies in the cluster's own range 10.1.0.0/16"},
+		{"[100.64.64.0/18]", "[100.64.64.0/18, 100.65.0.0/18]", "of the same address family"},
 		{"node:", "peers: [{name: west}]\nnode:", "peers"},
+		{"[10.1.0.0/16], serviceCIDRs: [100.64.64.0/18]}\nnode: {name: node1, address: 172.29.1.11, podCIDRs: [10.1.1.0/24]}",
+			"[10.1.0.0/16, \"fd00:10::/48\"], serviceCIDRs: [100.64.64.0/18, \"fd00:1::/112\"]}\nnode: {name: node1, address: 172.29.1.11, podCIDRs: [10.1.1.0/24, \"fd00:10:0:1::/64\"]}", ""},
+		{"[10.1.0.0/16]", "[10.1.0.0/16, \"fd00::/8\"]", "prefix fd00::/8 is wider than /32"},
+		{"[10.1.0.0/16]", "[10.1.0.0/16, \"fd00:10::/126\"]", "prefix fd00:10::/126 is narrower than /125"},
 		{"caFile: ca, certFile: cert", "certFile: cert", "caFile is missing"},
 		{"node:", "peering: {endpoints: [west]}\nnode:", "want host:port"},
 		{"node:", "peering: {quota: 5}\nnode:", "at least 1000"},

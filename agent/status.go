@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +46,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	s := api.Status{
 		Problems: []string{}, Version: Version,
 		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
-		Address: v.cfg.Node.Address.String(), PodCIDR: joined(v.cfg.Node.PodCIDRs), Started: v.started,
+		Address: v.cfg.Node.Address.String(), PodCIDR: listed(v.cfg.Node.PodCIDRs), Started: v.started,
 		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
@@ -270,11 +269,11 @@ func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
 	return out, []<-chan struct{}{c1, c2, c3}, nil
 }
 
-// joined lists prefixes for people.
-func joined(prefixes []netip.Prefix) string {
-	texts := make([]string, len(prefixes))
-	for i, p := range prefixes {
-		texts[i] = p.String()
+// listed lists addresses or prefixes for people.
+func listed[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = v.String()
 	}
 	return strings.Join(texts, ", ")
 }
