@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -435,6 +436,33 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		_, err := LoadConfig(path)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%q instead of %q: error %v, want %q", test.new, test.old, err, test.want)
+		}
+	}
+}
+
+func TestOlderClustersCanBeJoinedWithThoseThatAreLikeThem(t *testing.T) {
+	four, six := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:10::/48")
+	for _, test := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Encryption.Mode = identity.EncryptOff }, "ipv4 vxlan"},
+		{func(*Config) {}, "ipv4 vxlan wireguard"},
+		{func(c *Config) { c.Cluster.PodCIDRs = append(c.Cluster.PodCIDRs, six) }, "ipv4 ipv6 vxlan wireguard"},
+		{func(c *Config) { c.Node.Address = netip.MustParseAddr("2001:db8::11") }, "ipv4 ipv6 vxlan wireguard"},
+	} {
+		c := Config{Cluster: ClusterConfig{PodCIDRs: []netip.Prefix{four}}, Node: NodeConfig{Address: netip.MustParseAddr("172.29.1.11")}}
+		c.setDefaults()
+		test.change(&c)
+		got := c.requires()
+		slices.Sort(got)
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("it requires %s, want %s", got, test.want)
+		}
+		for _, capability := range got {
+			if !slices.Contains(capabilities, capability) {
+				t.Errorf("it requires %s, which agents of this version do not have themselves", capability)
+			}
 		}
 	}
 }

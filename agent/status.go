@@ -81,6 +81,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		s.Problems = append(s.Problems, more()...)
 	}
 	s.Problems = append(s.Problems, failOpen(txn, v.tables)...)
+	s.Problems = append(s.Problems, oneFamily(txn, v.tables, v.cfg.Cluster.Name)...)
 	entries := 0
 	for _, r := range v.refusals.List() {
 		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
@@ -188,6 +189,27 @@ func failOpen(txn statedb.ReadTxn, tables *clustermesh.Tables) (problems []strin
 	for port, n := range out {
 		if n == all[port] {
 			problems = append(problems, fmt.Sprintf("service %s: all of its %d backends are on nodes that do not answer or are drained, so none is taken out of service", port, n))
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}
+
+// oneFamily says which addresses of the cluster's own services have no backend of their family, while there are some of the other: who
+// connects to them is refused, though the service is well to see. Other clusters' addresses are their own nodes' to complain of.
+func oneFamily(txn statedb.ReadTxn, tables *clustermesh.Tables, cluster string) (problems []string) {
+	backends := map[lb.PortKey]int{}
+	for row := range tables.Targets.All(txn) {
+		backends[row.Object.Port]++
+	}
+	for row := range tables.Frontends.All(txn) {
+		f, other := row.Object, row.Object.Target
+		if other.Family = lb.IPv4; f.Target.Family == lb.IPv4 {
+			other.Family = lb.IPv6
+		}
+		if f.Cluster == cluster && backends[f.Target] == 0 && backends[other] > 0 {
+			problems = append(problems, fmt.Sprintf("service %s: connections to %s are refused, since none of its %d backends has an %s address",
+				f.Target.Service, f.FrontendKey, backends[other], f.Target.Family))
 		}
 	}
 	slices.Sort(problems)
