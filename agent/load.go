@@ -199,23 +199,28 @@ func holds(ranges []netip.Prefix, p netip.Prefix) bool {
 	return false
 }
 
-// capabilities of agents of this version.
-var capabilities = []string{"ipv4", "ipv6", "vxlan", "wireguard"}
+// capabilities of agents of this version, for other clusters to require.
+var capabilities = []string{"ipv4", capabilityIPv6, "vxlan", capabilityWireGuard}
 
-// requires lists what a cluster must be capable of to be joined with this one: no more than this one makes use of, so that older
-// ones can be joined with those that are like them.
+const (
+	// capabilityIPv6 is that of agents which carry IPv6 packets of pods, over either family, and translate services' IPv6 addresses.
+	capabilityIPv6 = "ipv6"
+	// capabilityWireGuard is that of agents which have keys, and send and take packets in WireGuard.
+	capabilityWireGuard = "wireguard"
+)
+
+// requires are the capabilities that a cluster must have to be joined with this one: no more than this one makes use of, so that older
+// clusters can be joined with those that are like them.
 func (c *Config) requires() []string {
-	needs := []string{"ipv4", "vxlan"}
-	for _, p := range slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs, []netip.Prefix{host(c.Node.Address)}) {
-		if p.Addr().Is6() {
-			needs = append(needs, "ipv6")
-			break
-		}
+	all := []string{"ipv4", "vxlan"}
+	used := slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs, []netip.Prefix{host(c.Node.Address)})
+	if slices.ContainsFunc(used, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		all = append(all, capabilityIPv6)
 	}
-	if c.Encryption.Mode != identity.EncryptOff {
-		needs = append(needs, "wireguard")
+	if c.Encryption.Mode.Covers(false) {
+		all = append(all, capabilityWireGuard)
 	}
-	return needs
+	return all
 }
 
 // info is what the cluster says about itself.
