@@ -32,7 +32,7 @@ func (a *agent) setupPeering() error {
 	a.peering = peering.New(peering.Config{
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
 		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
-		Administer: a.administer, Requires: capabilities,
+		Administer: a.administer, Requires: c.requires(),
 		Ring:      a.life.gossip.Ring,
 		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
 		Verify:    a.verify,
