@@ -4,6 +4,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"net"
@@ -13,8 +14,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
@@ -64,23 +67,43 @@ func newPair(t testing.TB, outer6 bool) *pair {
 	for i := range p {
 		p[i].connect(t, p[1-i], family)
 	}
+	p.await(t, family)
 	return p
+}
+
+// await waits until the nodes reach each other in VXLAN.
+func (p *pair) await(t testing.TB, family int) {
+	to := netip.AddrPortFrom(p[1].inside[family], 9).String()
+	p[0].ns.do(t, func() {
+		for begin := time.Now(); time.Since(begin) < 20*time.Second; {
+			// Nobody listens there; that it is refused says that it got there.
+			if _, err := net.DialTimeout("tcp", to, 200*time.Millisecond); errors.Is(err, unix.ECONNREFUSED) {
+				return
+			}
+		}
+		t.Errorf("%s is not reached through WireGuard", to)
+	})
 }
 
 // connect makes a node's end.
 func (n *endNode) connect(t testing.TB, other *endNode, family int) {
+	// One alone knows where the other is: handshakes of both at once would destroy each other, and cost seconds.
+	endpoint := ""
+	if n.underlay.Less(other.underlay) {
+		endpoint = fmt.Sprintf("endpoint=%s\n", netip.AddrPortFrom(other.underlay, wireGuardPort))
+	}
 	n.ns.do(t, func() {
 		addAddress(t, "eth0", n.underlay, 24)
 		up(t, "eth0")
 		d := device.NewDevice(n.device, n.bind, device.NewLogger(device.LogLevelSilent, ""))
 		t.Cleanup(d.Close)
-		must(t, d.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\nendpoint=%s\nallowed_ip=%s/32\nallowed_ip=%s/128\n",
+		must(t, d.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\n%sallowed_ip=%s/32\nallowed_ip=%s/128\n",
 			hex.EncodeToString(n.key.Bytes()), wireGuardPort, hex.EncodeToString(other.key.PublicKey().Bytes()),
-			netip.AddrPortFrom(other.underlay, wireGuardPort), other.tunnel[0], other.tunnel[1])))
+			endpoint, other.tunnel[0], other.tunnel[1])))
 		addAddress(t, "wg0", n.tunnel[0], 24)
 		addAddress(t, "wg0", n.tunnel[1], 64)
+		must(t, d.Up()) // before the device says that it is up, which would open the sockets in whatever namespace the thread is in
 		up(t, "wg0")
-		must(t, d.Up())
 
 		must(t, netlink.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: attrs("vxlan0"), VxlanId: 42, Port: vxlanPort, Group: other.tunnel[family].AsSlice(), SrcAddr: n.tunnel[family].AsSlice(), UDPCSum: family == 1,
