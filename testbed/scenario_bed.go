@@ -146,6 +146,9 @@ func (w *bedWorld) close() error {
 func (w *bedWorld) mark(v Victim, dead bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if v.Kind == kindWireGuard {
+		return // the agent answers, and starts it
+	}
 	if v.Kind == kindKVStore || v.Kind == kindCluster {
 		w.stores[v.Cluster] = dead
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -42,7 +43,7 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 			if !n.OK {
 				status = "error: " + strings.Join(n.Problems, "; ")
 			}
-			t.add(c.Name+"/"+n.Name, n.Address, n.PodCIDR, pid(n.PID), n.NetNS, status)
+			t.add(c.Name+"/"+n.Name, n.Address, prefixText(n.PodCIDRs), pid(n.PID), n.NetNS, status)
 		}
 	}
 	p.table(t)
@@ -78,6 +79,14 @@ func printFaults(p *printer, s *testbed.Status) {
 	if len(faults) > 0 {
 		p.printf("\n")
 	}
+}
+
+func prefixText(prefixes []netip.Prefix) string {
+	var parts []string
+	for _, p := range prefixes {
+		parts = append(parts, p.String())
+	}
+	return strings.Join(parts, " ")
 }
 
 func pid(n int) string {
