@@ -59,9 +59,11 @@ func newMeshOf(t *testing.T, o Options) *mesh {
 		t.Fatal(err)
 	}
 	m := &mesh{T: t, bed: mustUp(t, o)}
+	servers := 0
 	for _, c := range []string{"east", "west"} {
-		for _, n := range []string{"node1", "node2"} {
+		for _, n := range m.nodesOf(c) {
 			m.server(c, n, "shop-"+n)
+			servers++
 		}
 		m.pod(PodSpec{Cluster: c, Node: "node1", Name: "client", Labels: map[string]string{"app": "client"}, Command: []string{"sleep", "infinity"}})
 		client := m.bed.Client(c, "node1")
@@ -74,8 +76,20 @@ func newMeshOf(t *testing.T, o Options) *mesh {
 			m.shop = "http://" + results[0].ClusterIPs[0] + "/"
 		}
 	}
-	m.waitBackends(4)
+	m.waitBackends(servers)
 	return m
+}
+
+func (m *mesh) nodesOf(cluster string) (names []string) {
+	m.Helper()
+	c, err := mustState(m.T, m.bed).cluster(cluster)
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
+	return names
 }
 
 func (m *mesh) pod(spec PodSpec) *PodStatus {
@@ -136,7 +150,7 @@ func (m *mesh) kernel(cluster, node string) (backends []string) {
 func (m *mesh) waitBackends(n int) {
 	m.Helper()
 	for _, c := range []string{"east", "west"} {
-		for _, node := range []string{"node1", "node2"} {
+		for _, node := range m.nodesOf(c) {
 			m.eventually("backends of "+c+"/"+node, func() string {
 				if got := m.kernel(c, node); len(got) != n {
 					return fmt.Sprintf("%d in the kernel, want %d: %q", len(got), n, got)

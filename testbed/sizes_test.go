@@ -164,9 +164,9 @@ func pingSizes(t *testing.T, ns string, to netip.Addr) {
 	if to.Is6() {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
 	}
-	var conn net.Conn
+	var conn *net.IPConn
 	err := inNS(ns, func() (err error) {
-		conn, err = net.Dial(network, to.String())
+		conn, err = net.DialIP(network, nil, &net.IPAddr{IP: to.AsSlice()})
 		return err
 	})
 	if err != nil {
@@ -190,7 +190,7 @@ func pingSizes(t *testing.T, ns string, to netip.Addr) {
 		}
 		buf := make([]byte, 1<<16)
 		for {
-			n, err := conn.Read(buf)
+			n, _, err := conn.ReadFromIP(buf) // it takes the IPv4 header off
 			if err != nil {
 				return nil, err
 			}
