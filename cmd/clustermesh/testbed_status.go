@@ -35,7 +35,7 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 		verdict = p.paint(red, "problems")
 	}
 	p.printf("test-bed in %s: %s, up %s\n", s.Dir, verdict, p.age(s.Created))
-	p.printf("underlay: %s; encrypted between nodes: %s\n\n", s.UnderlayFamily, encryptionText(s.Clusters))
+	p.printf("underlay: %s; encrypted between nodes: %s\n\n", s.UnderlayFamily, modesText(s.Clusters))
 	t := newTable("PLACE", "ADDRESS", "PODS", "PID", "NAMESPACE", "STATUS")
 	for _, c := range s.Clusters {
 		t.add(c.Name+"/kvstore", c.KVStore.Address, "", pid(c.KVStore.PID), c.KVStore.NetNS, aliveWord(c.KVStore))
@@ -82,8 +82,8 @@ func printFaults(p *printer, s *testbed.Status) {
 	}
 }
 
-// encryptionText is the mode of all clusters, or that of each if they differ.
-func encryptionText(clusters []testbed.ClusterStatus) string {
+// modesText is the mode of all clusters, or that of each if they differ.
+func modesText(clusters []testbed.ClusterStatus) string {
 	var parts []string
 	for _, c := range clusters {
 		parts = append(parts, c.Name+"="+string(c.Encryption))
