@@ -426,7 +426,7 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"name: node1", "name: Node_1", "node.name"},
 		{"10.1.1.0/24", "10.2.1.0/24", "want a range within"},
 		{"10.1.1.0/24", "10.1.1.0/30", "too small"},
-		{"172.29.1.11", "\"::1\"", "IPv4 address"},
+		{"172.29.1.11", "\"::1\"", "IPv4 or IPv6 address"},
 		{"node:", "peers: [{name: west}]\nnode:", "peers"},
 		{"caFile: ca, certFile: cert", "certFile: cert", "caFile is missing"},
 		{"node:", "peering: {endpoints: [west]}\nnode:", "want host:port"},

@@ -77,8 +77,8 @@ func (c *Config) check() error {
 	if err := lb.CheckName("node.name", c.Node.Name); err != nil {
 		return err
 	}
-	if !c.Node.Address.Is4() {
-		return fmt.Errorf("node.address %q: want this node's IPv4 address on the underlay", c.Node.Address)
+	if a := c.Node.Address; !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
+		return fmt.Errorf("node.address %q: want this node's IPv4 or IPv6 address on the underlay", a)
 	}
 	if err := c.checkPodCIDRs(); err != nil {
 		return err
