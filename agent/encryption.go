@@ -47,7 +47,8 @@ type encryption struct {
 	// every is the time after which the key is changed; 0 is never.
 	every time.Duration
 	open  func(context.Context) (wireGuard, error)
-	// publish tells the other nodes of this one's keys. published tells whether the store has them.
+	// publish tells the other nodes of this one's keys. published tells whether this cluster's store has them, and
+	// has been read in full.
 	publish   func(context.Context, []identity.TunnelKey)
 	published func() bool
 	// opened is told that WireGuard is there after all: what it holds of earlier may be stale.

@@ -207,10 +207,10 @@ func (r *rotator) ended() {
 func (r *rotator) goOn(ctx context.Context, keys []identity.TunnelKey) (rows <-chan struct{}, look time.Duration, err error) {
 	wanted := r.wantedSlot()
 	old := 1 - wanted
-	lag, rows := r.lagging(old)
-	if len(lag) > 0 {
-		r.wait(stepMoving, lag, false)
-		return rows, time.Second, nil
+	lag, rows, err := r.lagging(old)
+	if store := !r.enc.published(); err != nil || store || len(lag) > 0 {
+		r.wait(stepMoving, lag, store)
+		return rows, time.Second, err
 	}
 	if keys[0].Slot != wanted {
 		if err := r.wg.Prefer(wanted); err != nil {
@@ -233,12 +233,21 @@ func (r *rotator) goOn(ctx context.Context, keys []identity.TunnelKey) (rows <-c
 }
 
 // lagging returns the nodes that this one still sends to by the old key, and why. Those that have no session by it either are dead, and
-// will find the new key in the store when they come back.
-func (r *rotator) lagging(old uint8) (map[identity.NodeName]string, <-chan struct{}) {
+// will find the new key in the store when they come back. An agent that has just begun may not have read of some nodes yet; WireGuard knows them.
+func (r *rotator) lagging(old uint8) (map[identity.NodeName]string, <-chan struct{}, error) {
 	lag := map[identity.NodeName]string{}
 	t := r.enc.tables
 	txn := t.DB.ReadTxn()
 	all, changed := t.Tunnels.AllWatch(txn)
+	status, err := r.wg.Status()
+	if err != nil {
+		return nil, changed, fmt.Errorf("reading the WireGuard devices: %w", err)
+	}
+	for _, p := range status.Peers {
+		if _, _, known := t.Tunnels.Get(txn, t.Tunnels.ByKey(p.Node.String())); !known && p.Slot == old && p.Shaken {
+			lag[p.Node] = "its cluster's store has not been read yet"
+		}
+	}
 	for row := range all {
 		o := row.Object
 		if o.Self || o.Mode != identity.TunnelWireGuard {
@@ -257,7 +266,7 @@ func (r *rotator) lagging(old uint8) (map[identity.NodeName]string, <-chan struc
 			lag[name] = "there is no session by the new key yet: its agent has to learn of it from this cluster's store, and the UDP port of the key's slot has to be open"
 		}
 	}
-	return lag, changed
+	return lag, changed, nil
 }
 
 func (r *rotator) dead(name identity.NodeName, keys []identity.TunnelKey, old uint8) bool {
@@ -282,8 +291,8 @@ func (r *rotator) quiet(old uint8) bool {
 	}
 	received, err := r.wg.Received(old)
 	now := time.Now()
-	r.mu.Lock()
 	store := !r.enc.published()
+	r.mu.Lock()
 	if err != nil || store || len(lag) > 0 || received != r.state.received || r.state.quiet.IsZero() {
 		r.state.received, r.state.quiet = received, now
 	}

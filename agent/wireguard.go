@@ -67,8 +67,11 @@ func (a *agent) self() identity.Node {
 	}
 }
 
-// keysArePublished tells whether the store has this node's keys as they are.
+// keysArePublished tells whether the store has this node's keys as they are, and has been read in full.
 func (a *agent) keysArePublished() bool {
+	if !a.isSynced(a.cfg.Cluster.ID) {
+		return false
+	}
 	txn, t := a.tables.DB.ReadTxn(), a.tables
 	node, _, known := t.Nodes.Get(txn, t.Nodes.ByKey(a.node.NodeName().String()))
 	entry, _, there := t.Publications.Get(txn, t.Publications.ByKey(identity.NodeKey(a.node.Cluster, a.node.Name)))
