@@ -110,6 +110,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer listener.Close()
+	metrics, err := listenMetrics(cfg.Metrics.Listen)
+	if err != nil {
+		return err
+	}
+	if metrics != nil {
+		defer metrics.Close()
+	}
 	if err := a.dial(ctx); err != nil {
 		return err
 	}
@@ -147,7 +154,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
-	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
+	api := a.api()
+	tasks.Go(func() error { return serve(ctx, listener, api.handler()) })
+	if metrics != nil {
+		tasks.Go(func() error { return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot)) })
+	}
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "encryption", cfg.Encryption.Mode, "attach", a.datapath.Attach())
 	return tasks.Wait()
 }
@@ -330,7 +341,7 @@ func (a *agent) api() *server {
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc,
 		},
 		agent:     a,
 		life:      a.life,

@@ -86,6 +86,11 @@ func (c *Config) check() error {
 	if err := c.Encryption.check(); err != nil {
 		return fmt.Errorf("encryption: %w", err)
 	}
+	if listen := c.Metrics.Listen; listen != "" {
+		if _, err := netip.ParseAddrPort(listen); err != nil {
+			return fmt.Errorf("metrics.listen %q: want an address and a port, like 127.0.0.1:9464", listen)
+		}
+	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
 	}

@@ -54,17 +54,6 @@ func (t *tunnels) setMTU(cluster string, mtu int) {
 	wakeUp(t.again)
 }
 
-// pathMTUs returns what setMTU was told last, by cluster.
-func (t *tunnels) pathMTUs() map[string]int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	paths := make(map[string]int, len(t.paths))
-	for cluster, mtu := range t.paths {
-		paths[cluster] = mtu
-	}
-	return paths
-}
-
 // After runs f once everything that is in the nodes table now has been derived from.
 func (t *tunnels) After(ctx context.Context, f func()) {
 	select {

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -33,6 +35,16 @@ type Encryption struct {
 	// Repairs counts what somebody else had removed, by what: device, rule, route, peer, address.
 	Repairs  map[string]uint64 `json:"repairs"`
 	Problems []string          `json:"problems"`
+}
+
+// EncryptionSummary is encryption in short.
+type EncryptionSummary struct {
+	Mode identity.Encryption `json:"mode"`
+	Kind string              `json:"kind,omitempty"` // of device: kernel or userspace; empty if there is none
+	// Nodes counts the others by how packets get there.
+	Nodes map[identity.TunnelMode]int `json:"nodes"`
+	// Rotating: this node's key is being changed.
+	Rotating bool `json:"rotating,omitempty"`
 }
 
 // WireGuardDevice is that of one key.
@@ -105,6 +117,19 @@ type RotateResult struct {
 // Encryption returns how packets between the node and the others are encrypted.
 func (c *Client) Encryption(ctx context.Context) (*Encryption, error) {
 	return get[*Encryption](ctx, c, PathEncryption)
+}
+
+// Metrics writes the node's metrics in Prometheus' text format to w.
+func (c *Client) Metrics(ctx context.Context, w io.Writer) error {
+	resp, err := c.open(ctx, http.MethodGet, PathMetrics, "", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return fmt.Errorf("metrics of the agent at %s: %w", c.socket, err)
+	}
+	return nil
 }
 
 // Rotate begins a change of the node's key, which loses no packet, or joins one that goes on.
