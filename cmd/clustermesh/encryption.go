@@ -144,7 +144,7 @@ func printRotation(p *printer, r *api.Rotation) {
 		return
 	}
 	for _, w := range r.Waiting {
-		p.printf("    waits for %s since %s: %s\n", printable(w.Cluster+"/"+w.Node), p.age(w.Since), printable(w.Why))
+		p.printf("    waits for %s, %s so far: %s\n", printable(w.Cluster+"/"+w.Node), p.age(w.Since), printable(w.Why))
 	}
 }
 
