@@ -72,6 +72,8 @@ type agent struct {
 	signingKey ed25519.PrivateKey
 	// ringChanged gets a token when the gossip keys were changed on this node.
 	ringChanged chan struct{}
+	// wireGuardStatus reads this node's WireGuard back; nil if it does not encrypt.
+	wireGuardStatus func() (tunnel.WireGuardStatus, error)
 
 	mu     sync.Mutex
 	synced map[identity.ClusterID]bool

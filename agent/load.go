@@ -187,8 +187,20 @@ func holds(ranges []netip.Prefix, p netip.Prefix) bool {
 	return false
 }
 
-// capabilities of agents of this version, all of which a cluster needs to be joined with another.
-var capabilities = []string{"ipv4", "vxlan"}
+// capabilities of agents of this version, for other clusters to require.
+var capabilities = []string{"ipv4", "vxlan", capabilityWireGuard}
+
+// capabilityWireGuard is that of agents which have keys, and send and take packets in WireGuard.
+const capabilityWireGuard = "wireguard"
+
+// requires are the capabilities that a cluster must have to be joined with this one.
+func (c *Config) requires() []string {
+	all := []string{"ipv4", "vxlan"}
+	if c.Encryption.Mode.Covers(false) {
+		all = append(all, capabilityWireGuard)
+	}
+	return all
+}
 
 // info is what the cluster says about itself.
 func (c *Config) info() identity.ClusterInfo {

@@ -10,6 +10,8 @@ import (
 
 func FuzzDecodeNode(f *testing.F) {
 	f.Add(nodeKey, []byte(nodeValue))
+	f.Add(node3Key, []byte(node3Value))
+	f.Add(node3Key, []byte(`{"cluster":"east","clusterID":1,"name":"node3","address":"10.0.0.1","podCIDRs":["10.1.3.0/29"],"instance":"i","gossipKey":"","tunnelKeys":[],"mtu":576,"incarnation":1}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		if n, err := DecodeNode(key, value); err == nil {
 			again(t, n, NodeKey(n.Cluster, n.Name), EncodeNode(n), DecodeNode)
