@@ -114,9 +114,12 @@ func servedBy(conn *net.UnixConn) (pid int, err error) {
 }
 
 // arguments of the process, after the command.
-func (w *WireGuard) arguments(s *slot) []string { return []string{s.name, fmt.Sprint(w.cfg.MTU)} }
+func (w *WireGuard) arguments(s *slot) []string {
+	return []string{s.name, fmt.Sprint(w.cfg.MTU), fmt.Sprint(w.cfg.VXLANPort)}
+}
 
-// isOurs tells whether a process was started for the slot, by this agent or one before it: maybe of another version, from another path, with another MTU.
+// isOurs tells whether a process was started for the slot, by this agent or one before it: maybe of another version, from
+// another path, with another MTU.
 func (w *WireGuard) isOurs(s *slot, pid int) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
@@ -124,7 +127,7 @@ func (w *WireGuard) isOurs(s *slot, pid int) bool {
 	}
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 	n := len(w.cfg.Command) + 1
-	return len(w.cfg.Command) > 0 && len(args) == n+1 && args[n-1] == s.name && slices.Equal(args[1:n-1], w.cfg.Command[1:])
+	return len(w.cfg.Command) > 0 && len(args) >= n && args[n-1] == s.name && slices.Equal(args[1:n-1], w.cfg.Command[1:])
 }
 
 // startProcess starts a process and returns its device when it is there. It is a session of its own and outlives the agent.

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -51,7 +50,7 @@ func (w *WireGuard) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer func() { stop() }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -59,10 +58,16 @@ func (w *WireGuard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case u, ok := <-links:
-			if !ok {
-				return errors.New("the links are watched no more")
+			if ok {
+				w.linkChanged(u)
+				break
 			}
-			w.linkChanged(u)
+			// The kernel had more to tell than was read. Whatever that was is seen by looking at everything.
+			stop()
+			if links, stop, err = w.watchLinks(); err != nil {
+				return err
+			}
+			w.checkAll()
 		case <-w.kick:
 		case <-timer.C:
 		}
@@ -81,7 +86,11 @@ func (w *WireGuard) watchLinks() (<-chan netlink.LinkUpdate, func(), error) {
 		return nil, nil, fmt.Errorf("watching links: %w", err)
 	}
 	return updates, func() {
+		if done == nil {
+			return
+		}
 		close(done)
+		done = nil
 		for range updates { // until the subscription has ended
 		}
 	}, nil
@@ -94,6 +103,15 @@ func (w *WireGuard) linkChanged(u netlink.LinkUpdate) {
 		if s.index == int(u.Index) || s.name == u.Attrs().Name {
 			s.checked = time.Time{}
 		}
+	}
+}
+
+// checkAll makes the next step compare everything.
+func (w *WireGuard) checkAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.inUse() {
+		s.checked = time.Time{}
 	}
 }
 

@@ -16,10 +16,10 @@ import (
 )
 
 // ServeWireGuard is what a process in user space does: it makes a TUN device of the name, in the network namespace that it runs in, and is WireGuard for
-// it until ctx ends or the device is removed. It is driven through the socket /var/run/wireguard/NAME.sock, which it removes at the end.
+// it until ctx ends or the device is removed. vxlanPort is the UDP port of the packets that it carries. It is driven through the socket /var/run/wireguard/NAME.sock, which it removes at the end.
 // What it has to say it writes to log, a line each.
-func ServeWireGuard(ctx context.Context, name string, mtu int, log io.Writer) error {
-	link, err := tun.CreateTUN(name, mtu)
+func ServeWireGuard(ctx context.Context, name string, mtu int, vxlanPort uint16, log io.Writer) error {
+	link, err := openTUN(name, mtu, vxlanPort)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("the kernel has no TUN devices: load the module tun, and see that /dev/net/tun is there: %w", err)
 	}
@@ -54,6 +54,9 @@ func ServeWireGuard(ctx context.Context, name string, mtu int, log io.Writer) er
 	<-ended
 	return err
 }
+
+// openTUN makes the TUN device.
+func openTUN(name string, mtu int, _ uint16) (tun.Device, error) { return tun.CreateTUN(name, mtu) }
 
 // accept serves the socket until it is closed.
 func accept(socket net.Listener, wg *device.Device) error {

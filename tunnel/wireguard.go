@@ -45,6 +45,8 @@ type WireGuardConfig struct {
 	Kind string
 	// MTU of the devices, in bytes: WireGuardMTU.
 	MTU int
+	// VXLANPort is the UDP port of the packets that go through the devices; default DefaultPort.
+	VXLANPort uint16
 	// Command that runs a device in user space: this program with the arguments of its hidden command.
 	Command []string
 	// Cgroup that the process in user space is put into; empty: it stays in the agent's.
@@ -103,6 +105,9 @@ func (cfg *WireGuardConfig) check() error {
 	}
 	if cfg.Kind == "" {
 		cfg.Kind = KindAuto
+	}
+	if cfg.VXLANPort == 0 {
+		cfg.VXLANPort = DefaultPort
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()

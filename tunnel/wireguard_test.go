@@ -30,13 +30,13 @@ const serveArgument = "serve-wireguard"
 
 // serveIfAsked never returns in a process that was started as WireGuard's.
 func serveIfAsked() {
-	if len(os.Args) != 4 || os.Args[1] != serveArgument {
+	if len(os.Args) != 5 || os.Args[1] != serveArgument {
 		return
 	}
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	mtu, err := strconv.Atoi(os.Args[3])
 	if err == nil {
-		err = ServeWireGuard(ctx, os.Args[2], mtu, os.Stderr)
+		err = ServeWireGuard(ctx, os.Args[2], mtu, DefaultPort, os.Stderr)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strconv"
 
 	"causeway/tunnel"
@@ -12,25 +11,34 @@ import (
 // newWireGuardCommand is what an agent starts where the kernel has no WireGuard, and not for people.
 func newWireGuardCommand(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:     "wireguard DEVICE MTU",
+		Use:     "wireguard DEVICE MTU VXLANPORT",
 		Short:   "Be a WireGuard device in user space until SIGTERM or until the device is removed",
-		Example: "  clustermesh wireguard causeway-wg0 1440",
+		Example: "  clustermesh wireguard causeway-wg0 1440 4789",
 		Hidden:  true,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 {
-				return usageError("want the device's name and its MTU")
-			}
-			if n, err := strconv.Atoi(args[1]); err != nil || n < 576 || n > 65535 {
-				return usageError("MTU %q: want 576 to 65535 bytes", args[1])
-			}
-			return nil
+			_, _, err := wireGuardArguments(args)
+			return err
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			mtu, err := strconv.Atoi(args[1])
+			mtu, port, err := wireGuardArguments(args)
 			if err != nil {
-				return fmt.Errorf("MTU: %w", err)
+				return err
 			}
-			return tunnel.ServeWireGuard(c.Context(), args[0], mtu, e.err)
+			return tunnel.ServeWireGuard(c.Context(), args[0], mtu, port, e.err)
 		},
 	}
+}
+
+func wireGuardArguments(args []string) (mtu int, port uint16, err error) {
+	if len(args) != 3 {
+		return 0, 0, usageError("want the device's name, its MTU, and the UDP port of VXLAN")
+	}
+	if mtu, err = strconv.Atoi(args[1]); err != nil || mtu < 576 || mtu > 65535 {
+		return 0, 0, usageError("MTU %q: want 576 to 65535 bytes", args[1])
+	}
+	n, err := strconv.ParseUint(args[2], 10, 16)
+	if err != nil || n == 0 {
+		return 0, 0, usageError("VXLAN's port %q: want 1 to 65535", args[2])
+	}
+	return mtu, uint16(n), nil
 }
