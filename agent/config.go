@@ -66,6 +66,9 @@ type EncryptionConfig struct {
 	Ports []uint16 `json:"ports,omitempty"`
 	// RotateEvery is the time after which the node's key is changed, as in "720h"; default 720h (30 days), "0" is never.
 	RotateEvery string `json:"rotateEvery,omitempty"`
+	// Keepalive is how often something is sent to every node, as in "25s", so that a NAT in front of this node does not forget the way back; default
+	// "0", nothing is sent: right for nodes that the others reach at their address.
+	Keepalive string `json:"keepalive,omitempty"`
 	// Cgroup v2 directory that a process in user space is put into, so that it outlives the agent where what supervises the
 	// agent kills its cgroup; default: it stays in the agent's.
 	Cgroup string `json:"cgroup,omitempty"`

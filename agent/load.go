@@ -43,6 +43,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Encryption.Mode, identity.EncryptAll)
 	setDefault(&c.Encryption.Kind, tunnel.KindAuto)
 	setDefault(&c.Encryption.RotateEvery, "720h")
+	setDefault(&c.Encryption.Keepalive, "0")
 	setDefault(&c.Encryption.DeviceName, tunnel.DefaultWireGuardName)
 	if len(c.Encryption.Ports) == 0 {
 		c.Encryption.Ports = []uint16{tunnel.DefaultWireGuardPort, tunnel.DefaultWireGuardPort + 1}
@@ -133,6 +134,9 @@ func (e EncryptionConfig) check() error {
 	}
 	if len(e.Ports) != identity.TunnelSlots || e.Ports[0] == e.Ports[1] || e.Ports[0] == 0 || e.Ports[1] == 0 {
 		return fmt.Errorf("ports %v: want %d different ones", e.Ports, identity.TunnelSlots)
+	}
+	if d, err := time.ParseDuration(e.Keepalive); err != nil || d != 0 && (d < time.Second || d > time.Hour) {
+		return fmt.Errorf("keepalive %q: want 1s to 1h, or 0 for none", e.Keepalive)
 	}
 	every, err := time.ParseDuration(e.RotateEvery)
 	if err != nil {
