@@ -44,6 +44,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Encryption.Mode, identity.EncryptAll)
 	setDefault(&c.Encryption.Kind, tunnel.KindAuto)
 	setDefault(&c.Encryption.RotateEvery, "720h")
+	setDefault(&c.Encryption.Keepalive, "0")
 	setDefault(&c.Encryption.DeviceName, tunnel.DefaultWireGuardName)
 	if len(c.Encryption.Ports) == 0 {
 		c.Encryption.Ports = []uint16{tunnel.DefaultWireGuardPort, tunnel.DefaultWireGuardPort + 1}
@@ -86,6 +87,11 @@ func (c *Config) check() error {
 	}
 	if err := c.Encryption.check(); err != nil {
 		return fmt.Errorf("encryption: %w", err)
+	}
+	if listen := c.Metrics.Listen; listen != "" {
+		if _, err := netip.ParseAddrPort(listen); err != nil {
+			return fmt.Errorf("metrics.listen %q: want an address and a port, like 127.0.0.1:9464", listen)
+		}
 	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
@@ -145,6 +151,9 @@ func (e EncryptionConfig) check() error {
 	}
 	if len(e.Ports) != identity.TunnelSlots || e.Ports[0] == e.Ports[1] || e.Ports[0] == 0 || e.Ports[1] == 0 {
 		return fmt.Errorf("ports %v: want %d different ones", e.Ports, identity.TunnelSlots)
+	}
+	if d, err := time.ParseDuration(e.Keepalive); err != nil || d != 0 && (d < time.Second || d > time.Hour) {
+		return fmt.Errorf("keepalive %q: want 1s to 1h, or 0 for none", e.Keepalive)
 	}
 	every, err := time.ParseDuration(e.RotateEvery)
 	if err != nil {

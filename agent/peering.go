@@ -69,7 +69,7 @@ func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
 func (a *agent) newPeerView(ctx context.Context) *peerView {
 	return &peerView{
 		channels: a.channels, life: a.life, refusals: a.refusals, now: a.clock.Now, quota: a.cfg.Peering.Quota,
-		vxlan: a.cfg.Node.VXLANPort, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask,
+		tunnelPorts: a.tunnelPorts, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask,
 		ctx: ctx, reports: map[string]*report{},
 	}
 }

@@ -35,6 +35,7 @@ type view struct {
 	mtu      int
 	life     *life
 	peers    *peerView
+	enc      *encryption
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -77,6 +78,15 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		}
 	}
 	s.Problems = append(s.Problems, v.count(txn, s.Tables)...)
+	encryption := v.enc.state(txn)
+	s.Encryption = api.EncryptionSummary{Mode: encryption.Mode, Nodes: map[identity.TunnelMode]int{}, Rotating: encryption.Rotation != nil}
+	for _, d := range encryption.Devices {
+		s.Encryption.Kind = d.Kind
+	}
+	for _, n := range encryption.Nodes {
+		s.Encryption.Nodes[n.Mode]++
+	}
+	s.Problems = append(s.Problems, encryption.Problems...)
 	for _, more := range v.more {
 		s.Problems = append(s.Problems, more()...)
 	}

@@ -38,7 +38,7 @@ type Local struct {
 // NewLocal returns a source that writes nothing until Run, except for the node itself.
 func NewLocal(cfg LocalConfig) (*Local, error) {
 	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, addresses: map[string][]netip.Addr{}, after: make(chan func(), 1)}
-	l.Node.Local = true
+	l.Node.Local, l.sequence = true, cfg.Node.Sequence
 	return l, l.putNode()
 }
 

@@ -273,3 +273,27 @@ func TestANodeDoesNotWriteIntoAnotherClustersStore(t *testing.T) {
 		t.Error("the node introduced itself to a cluster that it is not of")
 	}
 }
+
+func TestANodeTellsOfItsNewKeys(t *testing.T) {
+	l, tables := startLocal(t)
+	key := identity.TunnelKey{Slot: 1, Key: identity.WireGuardKey{7}, Port: 51872}
+	l.SetTunnelKeys(t.Context(), []identity.TunnelKey{key})
+	nodeKey := identity.NodeKey("east", "node1")
+	untilTables(t, tables, "the node's entry has the key", func(txn statedb.ReadTxn) bool {
+		row, _, ok := tables.Publications.Get(txn, tables.Publications.ByKey(nodeKey))
+		return ok && strings.Contains(row.Object.Value, key.Key.String())
+	})
+	row, _, _ := tables.Nodes.Get(tables.DB.ReadTxn(), tables.Nodes.ByKey("east/node1"))
+	if !slices.Equal(row.Object.TunnelKeys, []identity.TunnelKey{key}) || !row.Object.Newer(identity.Version{Incarnation: 7, Sequence: 1}) || !row.Object.Local {
+		t.Errorf("the node's row is %+v", row.Object)
+	}
+	l.SetTunnelKeys(t.Context(), []identity.TunnelKey{key}) // nothing has changed
+	insert(t, tables, tables.Endpoints, pod("shop-1", "10.1.1.5", identity.EndpointReady))
+	untilTables(t, tables, "the endpoint is published", func(txn statedb.ReadTxn) bool {
+		_, _, ok := tables.Publications.Get(txn, tables.Publications.ByKey(podKey))
+		return ok
+	})
+	if again, _, _ := tables.Nodes.Get(tables.DB.ReadTxn(), tables.Nodes.ByKey("east/node1")); again.Object.Version != row.Object.Version {
+		t.Error("the same keys were told twice")
+	}
+}
