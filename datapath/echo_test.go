@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	bpflink "github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -318,8 +320,12 @@ func TestEchoNeedsTheDataPath(t *testing.T) {
 
 // detachOverlay takes the program off the tunnel device's ingress.
 func (n *node) detachOverlay(link netlink.Link) error {
-	err := os.Remove(filepath.Join(n.config.PinDir, "links", "overlay-ingress"))
-	if !n.mesh.options.clsact {
+	if err := os.Remove(filepath.Join(n.config.PinDir, "links", "overlay-ingress")); !n.mesh.options.clsact {
+		// The kernel does it a little later.
+		eventually(n.mesh.t, "the program is detached", func() bool {
+			left, err := bpflink.QueryPrograms(bpflink.QueryOptions{Target: link.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+			return err == nil && len(left.Programs) == 0
+		})
 		return err
 	}
 	return netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{

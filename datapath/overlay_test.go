@@ -150,7 +150,7 @@ func (in inbox) next(t *testing.T) string {
 }
 
 // eventually waits for a condition that the kernel reports no change of.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
