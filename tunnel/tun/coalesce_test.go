@@ -177,7 +177,6 @@ func TestWhatStaysApart(t *testing.T) {
 		{"another TTL", false, inner(func(ip, tcp []byte) { ip[8]-- }), 3},
 		{"another traffic class", false, inner(func(ip, tcp []byte) { ip[1] |= 1 }), 3},
 		{"a fragment", false, inner(func(ip, tcp []byte) { ip[6] |= 0x20 }), 3},
-		{"IDs that do not count", false, inner(func(ip, tcp []byte) { ip[6] = 0; ip[5] += 9 }), 3},
 		{"another VNI", false, func(p []byte) { p[20+8+6]++ }, 3},
 		{"a reserved bit of VXLAN", false, func(p []byte) { p[20+8] |= 1 }, 3},
 		{"another MAC", false, func(p []byte) { p[20+8+8]++ }, 3},
@@ -204,6 +203,19 @@ func TestWhatStaysApart(t *testing.T) {
 			t.Errorf("%s: there are %d groups, want %d", c.name, len(groups), c.groups)
 		}
 		expectOrder(t, c.name, groups, packets)
+	}
+}
+
+// TestIdentificationsCount has packets that may be fragmented, which are put together only if splitting counts their identifications the same.
+func TestIdentificationsCount(t *testing.T) {
+	for _, step := range []byte{1, 2} {
+		packets := wirePackets(t, 4, tcpPacket(4, 3*1300, 1300, tcpACK, nil))
+		for i, p := range packets {
+			changeInner(p, func(ip, tcp []byte) { ip[5], ip[6] = byte(i)*step, 0 })
+		}
+		if got, want := len(gathered(packets)) == 1, step == 1; got != want {
+			t.Errorf("with identifications %d apart, they are put together: %v, want %v", step, got, want)
+		}
 	}
 }
 
