@@ -45,7 +45,7 @@ func FuzzSegments(f *testing.F) {
 			if length > int(mtu) || length <= 0 {
 				t.Fatalf("a segment has %d bytes, and the MTU is %d", length, mtu)
 			}
-			p := make([]byte, length, length) // no room for more
+			p := make([]byte, length)
 			s.take(p)
 			total += length
 		}
