@@ -120,6 +120,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"a name that is taken", "wg0", 1440, "an interface of that name exists"},
 		{"a name that is taken by another kind", "lo", 1440, "an interface of that name exists"},
 		{"a long name", "wg0123456789abcdef", 1440, "no name for a TUN device"},
+		{"no name", "", 1440, "no name for a TUN device"},
+		{"a name for the kernel to complete", "wg%d", 1440, "no name for a TUN device"},
+		{"a name with a slash", "a/b", 1440, "the name is not one"},
 		{"a tiny MTU", "wg1", 1, "MTU of TUN device wg1"},
 		{"a huge MTU", "wg1", 1 << 20, "MTU of TUN device wg1"},
 	} {

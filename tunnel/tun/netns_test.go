@@ -92,3 +92,12 @@ func up(t testing.TB, name string) {
 	}
 	must(t, netlink.LinkSetUp(link))
 }
+
+// sysctl switches one on or off in the thread's namespace.
+func sysctl(name string, on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+}

@@ -29,8 +29,8 @@ type offload struct {
 // attach makes the TUN device, and returns its file descriptor, which does not block.
 func attach(name string) (int, error) {
 	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return -1, fmt.Errorf("%q is no name for a TUN device: give one of 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	if err != nil || name == "" || strings.Contains(name, "%") { // With a % the kernel makes up a name.
+		return -1, fmt.Errorf("%q is no name for a TUN device: give one of 1 to %d bytes without a %%", name, unix.IFNAMSIZ-1)
 	}
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) {

@@ -22,7 +22,7 @@ import (
 func TestTransfer(t *testing.T) {
 	for _, outer := range []int{4, 6} {
 		for _, loss := range []float64{0, 0.01} {
-			p := newPair(t, outer == 6)
+			p := newPair(t, outer == 6, nil)
 			for i := range p {
 				p[i].bind.lose(loss)
 			}
@@ -36,10 +36,54 @@ func TestTransfer(t *testing.T) {
 			}
 			p.expectSound(t)
 			p.expectLarge(t, loss)
-			if lost := p[0].bind.lost; (loss > 0) != (lost > 0) {
+			if lost := p[0].bind.lostPackets(); (loss > 0) != (lost > 0) {
 				t.Errorf("%d packets were lost on the way, at a loss of %g", lost, loss)
 			}
 		}
+	}
+}
+
+// TestTransferWithoutTunnels has a kernel that does not know of packets of tunnels, at one end or at both.
+func TestTransferWithoutTunnels(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		less []func(d *Device)
+	}{
+		{"both", []func(*Device){withoutTunnels, withoutTunnels}},
+		{"the sender", []func(*Device){withoutTunnels, nil}},
+		{"the receiver", []func(*Device){nil, withoutTunnels}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, false, func(i int, d *Device) {
+				if c.less[i] != nil {
+					c.less[i](d)
+				}
+			})
+			for family := range 2 {
+				p.transferTCP(t, family, 2<<20)
+				p.transferUDP(t, family, 20)
+			}
+			p.expectSound(t)
+		})
+	}
+}
+
+// withoutTunnels has the kernel leave checksums alone to the device, as one before 6.17 would that knows no large packets.
+func withoutTunnels(d *Device) {
+	d.offload = offload{}
+	d.raw.Control(func(fd uintptr) { unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM) })
+}
+
+// TestRefusedIsWrittenOneByOne has a kernel that does not take packets put together, though it said that it would.
+func TestRefusedIsWrittenOneByOne(t *testing.T) {
+	p := newPair(t, false, func(i int, d *Device) {
+		if d.Tunnels() {
+			d.offload.beyond = 0xf000 // an offset that no kernel takes
+		}
+	})
+	p.transferTCP(t, 0, 2<<20)
+	if got := p[1].device.Counts(); p[1].device.Tunnels() && (got.Refused == 0 || got != Counts{Refused: got.Refused}) {
+		t.Errorf("the device counts %+v, want some that were refused", got)
 	}
 }
 

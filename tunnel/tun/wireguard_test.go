@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,8 +41,8 @@ const (
 	wireGuardMTU  = 1440
 )
 
-// newPair connects two nodes. VXLAN runs between their IPv6 tunnel addresses if outer6.
-func newPair(t testing.TB, outer6 bool) *pair {
+// newPair connects two nodes. VXLAN runs between their IPv6 tunnel addresses if outer6. change may change a device before it is used.
+func newPair(t testing.TB, outer6 bool, change func(i int, d *Device)) *pair {
 	t.Helper()
 	p := &pair{}
 	for i := range p {
@@ -56,6 +57,9 @@ func newPair(t testing.TB, outer6 bool) *pair {
 			t.Fatal(err)
 		}
 		p[i].device = open(t, p[i].ns, "wg0", wireGuardMTU)
+		if change != nil {
+			change(i, p[i].device)
+		}
 	}
 	p[0].ns.do(t, func() {
 		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("eth0"), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(p[1].ns.handle))}))
@@ -64,7 +68,7 @@ func newPair(t testing.TB, outer6 bool) *pair {
 	if outer6 {
 		family = 1
 	}
-	for i := range p {
+	for i := range slices.Backward(p[:]) { // The one that asks for a session is there last.
 		p[i].connect(t, p[1-i], family)
 	}
 	p.await(t, family)
@@ -140,6 +144,13 @@ func (b *lossyBind) lose(part float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.loss = part
+}
+
+// lostPackets is how many were lost.
+func (b *lossyBind) lostPackets() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lost
 }
 
 func (b *lossyBind) Send(bufs [][]byte, to conn.Endpoint) error {
