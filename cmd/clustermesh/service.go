@@ -97,7 +97,8 @@ func newServiceApplyCommand(e *env) *cobra.Command {
 		Short: "Declare the services of a file of Kubernetes manifests in this node's cluster",
 		Long: `Declare the services of a file of Kubernetes manifests in this node's cluster: all, or none if one is refused.
 
-The selector picks endpoints of this cluster. A given clusterIP is honoured, else one is allocated. Annotations:
+The selector picks endpoints of this cluster. Given clusterIPs are honoured, else one is allocated, or one of IPv4 and one of IPv6 if
+ipFamilyPolicy is PreferDualStack or RequireDualStack. Annotations:
   service.cilium.io/global: "true"         merge with the service of the same name of other clusters
   service.cilium.io/shared: "false"        keep this cluster's backends from the others
   service.cilium.io/affinity: none|local|remote    whose backends are preferred`,
