@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -49,6 +50,8 @@ type agent struct {
 	device   tunnel.Device
 	datapath *datapath.Datapath
 	routes   *tunnel.Routes
+	enc      *encryption
+	tunnels  *tunnels
 	channels *channels
 	peers    *peers
 	links    *links
@@ -69,6 +72,8 @@ type agent struct {
 	signingKey ed25519.PrivateKey
 	// ringChanged gets a token when the gossip keys were changed on this node.
 	ringChanged chan struct{}
+	// wireGuardStatus reads this node's WireGuard back; nil if it does not encrypt.
+	wireGuardStatus func() (tunnel.WireGuardStatus, error)
 
 	mu     sync.Mutex
 	synced map[identity.ClusterID]bool
@@ -107,6 +112,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer listener.Close()
+	metrics, err := listenMetrics(cfg.Metrics.Listen)
+	if err != nil {
+		return err
+	}
+	if metrics != nil {
+		defer metrics.Close()
+	}
 	if err := a.dial(ctx); err != nil {
 		return err
 	}
@@ -114,10 +126,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.findClusterID(ctx); err != nil {
 		return err
 	}
-	if err := a.setupKernel(); err != nil {
+	if err := a.setupKernel(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.routes.Close(), a.datapath.Close()) }()
+	defer func() { err = errors.Join(err, a.enc.Close(), a.routes.Close(), a.datapath.Close()) }()
 
 	if err := a.setupSources(); err != nil {
 		return err
@@ -138,15 +150,18 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
-	tasks.Go(func() error {
-		return (&tunnels{tables: a.tables, self: a.node.NodeName(), mtu: a.device.MTU}).Run(ctx)
-	})
+	tasks.Go(func() error { return a.tunnels.Run(ctx) })
+	tasks.Go(func() error { return a.enc.Run(ctx) })
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
 	tasks.Go(func() error { return a.maintainIdentities(ctx) })
-	tasks.Go(func() error { return serve(ctx, listener, a.api().handler()) })
-	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "attach", a.datapath.Attach())
+	api := a.api()
+	tasks.Go(func() error { return serve(ctx, listener, api.handler()) })
+	if metrics != nil {
+		tasks.Go(func() error { return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot)) })
+	}
+	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "encryption", cfg.Encryption.Mode, "attach", a.datapath.Attach())
 	return tasks.Wait()
 }
 
@@ -170,8 +185,9 @@ func (a *agent) watchCarrier(ctx context.Context) error {
 	}
 }
 
-// setupKernel makes the tunnel's device and loads the programs, or takes over those that are there.
-func (a *agent) setupKernel() (err error) {
+// setupKernel makes the tunnel's devices and loads the programs, or takes over those that are there. The programs come first: their guard
+// lets nothing leave in the clear that should be encrypted.
+func (a *agent) setupKernel(ctx context.Context) (err error) {
 	if err := datapath.Check(); err != nil {
 		return err
 	}
@@ -180,28 +196,42 @@ func (a *agent) setupKernel() (err error) {
 			return err
 		}
 	}
-	underlay, err := tunnel.UnderlayMTU(a.cfg.Node.Address)
+	mtu, index, err := a.underlay()
 	if err != nil {
 		return err
 	}
-	mtu := tunnel.PodMTU(underlay, a.cfg.Node.Address)
-	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu, Address: a.cfg.Node.Address})
+	self := a.self()
+	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu.of(a.cfg.Encryption.Mode), Address: a.cfg.Node.Address})
 	if err != nil {
 		return err
 	}
 	a.datapath, err = datapath.Load(datapath.Config{
 		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
 		VXLANIndex: a.device.Index, PodMTU: a.device.MTU, Log: a.log,
-		PodSide: (&identity.Node{PodCIDRs: a.cfg.Node.PodCIDRs}).PodSide(),
+		PodSide: self.PodSide(), Tunnel: [identity.TunnelSlots]netip.Addr{self.TunnelAddress(0), self.TunnelAddress(1)}, UnderlayIndex: index,
 	})
 	if err != nil {
 		return err
 	}
-	a.routes, err = tunnel.NewRoutes(a.device, a.cfg.Node.Address)
-	if err != nil {
+	if a.routes, err = tunnel.NewRoutes(a.device, a.cfg.Node.Address); err != nil {
 		return errors.Join(err, a.datapath.Close())
 	}
+	if err := a.setupEncryption(ctx, mtu); err != nil {
+		return errors.Join(err, a.routes.Close(), a.datapath.Close())
+	}
+	a.tunnels = newTunnels(a.tables, a.enc)
 	return nil
+}
+
+// underlay looks at the link between the nodes: how large packets of pods may be on it, and its interface index.
+func (a *agent) underlay() (mtu podMTUs, index int, err error) {
+	node, self := a.cfg.Node.Address, a.self()
+	if mtu.underlay, err = tunnel.UnderlayMTU(node); err != nil {
+		return mtu, 0, err
+	}
+	mtu.plain, mtu.encrypted = tunnel.PodMTU(mtu.underlay, node), tunnel.EncryptedPodMTU(mtu.underlay, node, self.TunnelAddress(0))
+	index, err = tunnel.UnderlayIndex(node)
+	return mtu, index, err
 }
 
 // dial opens the own store, which need not answer now.
@@ -236,8 +266,8 @@ func (a *agent) setupSources() (err error) {
 	a.node = identity.Node{
 		Cluster: a.cfg.Cluster.Name, ClusterID: a.cfg.Cluster.ID, Name: a.cfg.Node.Name, Address: a.cfg.Node.Address,
 		PodCIDRs: a.cfg.Node.PodCIDRs, Instance: instance,
-		GossipKey: publicKey(a.signingKey),
-		Version:   identity.Version{Incarnation: incarnation, Sequence: 1},
+		GossipKey: publicKey(a.signingKey), TunnelKeys: a.enc.keys(), MTU: a.device.MTU,
+		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.claims = clustermesh.NewClaims(a.cfg.info())
 	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
@@ -249,6 +279,7 @@ func (a *agent) setupSources() (err error) {
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	own := a.own().store
 	a.pods.away = func() bool { return !own.Status().Connected }
+	a.problems = append(a.problems, a.pods.problems)
 	return a.pods.Restore()
 }
 
@@ -282,9 +313,11 @@ func nextIncarnation(file string, now time.Time) (uint64, error) {
 // reconcile starts the loops that make the kernel and the store agree with the tables.
 func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	d, t := a.datapath, a.tables
-	start(ctx, tasks, a, "tunnels", t.Tunnels, both[identity.Tunnel]{d.Tunnels(), a.routes}, func(old, now identity.Tunnel) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "tunnels", t.Tunnels, chain[identity.Tunnel]{a.enc, d.Tunnels(), a.routes}, tunnelMoved)
 	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses(), nil)
-	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool {
+		return old.Address != now.Address || old.Address6 != now.Address6
+	})
 	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)
 	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
 	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node, Assigned: a.assigned}, nil)
@@ -313,7 +346,7 @@ func (a *agent) api() *server {
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc,
 		},
 		agent:     a,
 		life:      a.life,

@@ -79,6 +79,7 @@ func (s *server) fill(b *bundle) {
 	addList(b, "peers", func() (any, []<-chan struct{}, error) { return a.view.all(), nil, nil })
 	addList(b, "certs", a.certs.list)
 	addList(b, "members", s.tables.members)
+	addList(b, "encryption", s.tables.encryption)
 	addList(b, "tables/nodes", s.tables.nodes)
 	addList(b, "tables/endpoints", s.tables.endpoints)
 	addList(b, "tables/identities", s.tables.identities)
@@ -98,7 +99,7 @@ const bundleReadme = `What a node's agent knows, for a bug report. No key, token
 addresses of pods are.
 
 config.json     the agent's configuration as it is in force
-status.json     its account of itself, peers.json of each peer, members.json of who is alive, certs.json of certificates
+status.json     its account of itself, peers.json of each peer, members.json of who is alive, encryption.json of tunnels (public keys only), certs.json of certificates
 tables/         the desired state, with how far each row has got
 maps/           what is in the kernel
 metrics.json    the agent's own memory and goroutines

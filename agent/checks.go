@@ -103,6 +103,10 @@ func attempt(ctx context.Context, c linkCheck, wait bool) tried {
 // linkChecks lists the checks in the order in which things depend on each other.
 func (a *agent) linkChecks(peer peering.Peer) []linkCheck {
 	l := &linkProbe{agent: a, peer: peer}
+	tunnel := linkCheck{name: peering.CheckTunnel, try: l.tunnel}
+	if a.cfg.Encryption.Mode.Covers(false) {
+		tunnel = linkCheck{name: peering.CheckWireGuard, try: l.wireGuard}
+	}
 	return []linkCheck{
 		{name: peering.CheckName, try: l.names},
 		{name: peering.CheckTCP, try: l.tcp, needs: []string{peering.CheckName}},
@@ -112,8 +116,8 @@ func (a *agent) linkChecks(peer peering.Peer) []linkCheck {
 		{name: peering.CheckClock, try: l.clock, needs: []string{peering.CheckAPI}},
 		{name: peering.CheckGossipTCP, try: l.gossipTCP},
 		{name: peering.CheckGossipUDP, try: l.gossipUDP},
-		{name: peering.CheckTunnel, try: l.tunnel},
-		{name: peering.CheckPods, try: l.pods, needs: []string{peering.CheckTunnel}},
+		tunnel,
+		{name: peering.CheckPods, try: l.pods, needs: []string{tunnel.name}},
 		{name: peering.CheckMTU, try: l.mtu, needs: []string{peering.CheckPods}},
 	}
 }

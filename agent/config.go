@@ -16,6 +16,8 @@ type Config struct {
 	KVStore KVStoreConfig `json:"kvstore"`
 	// Encryption says what is encrypted between nodes.
 	Encryption EncryptionConfig `json:"encryption,omitzero"`
+	// Metrics of the agent, for Prometheus.
+	Metrics MetricsConfig `json:"metrics,omitzero"`
 	// Gossip says who is alive.
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
@@ -64,11 +66,21 @@ type EncryptionConfig struct {
 	Ports []uint16 `json:"ports,omitempty"`
 	// RotateEvery is the time after which the node's key is changed, as in "720h"; default 720h (30 days), "0" is never.
 	RotateEvery string `json:"rotateEvery,omitempty"`
+	// Keepalive is how often something is sent to every node, as in "25s", so that a NAT in front of this node does not forget the way back; default
+	// "0", nothing is sent: right for nodes that the others reach at their address.
+	Keepalive string `json:"keepalive,omitempty"`
 	// Cgroup v2 directory that a process in user space is put into, so that it outlives the agent where what supervises the
 	// agent kills its cgroup; default: it stays in the agent's.
 	Cgroup string `json:"cgroup,omitempty"`
 	// DeviceName of the WireGuard devices, less the slot's number; default causeway-wg.
 	DeviceName string `json:"deviceName,omitempty"`
+}
+
+// MetricsConfig says where the agent's metrics are, besides the local API.
+type MetricsConfig struct {
+	// Listen is the host:port that GET /metrics is answered at, without any protection: give it an address that only who may see them
+	// reaches, as in 127.0.0.1:9464. Default: none.
+	Listen string `json:"listen,omitempty"`
 }
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.

@@ -86,17 +86,27 @@ func (a *agent) forgetSynced(id identity.ClusterID) {
 func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
 	a.local.After(ctx, func() {
 		a.balancer.After(ctx, func() {
-			a.mu.Lock()
-			a.synced[id] = true
-			a.mu.Unlock()
-			if id == a.cfg.Cluster.ID {
-				a.life.complete <- struct{}{}
-			}
-			for _, prune := range a.prunes {
-				prune()
-			}
+			a.tunnels.After(ctx, func() { a.prune(id) })
 		})
 	})
+}
+
+// prune has what is stale of a cluster removed.
+func (a *agent) prune(id identity.ClusterID) {
+	a.mu.Lock()
+	a.synced[id] = true
+	a.mu.Unlock()
+	if id == a.cfg.Cluster.ID {
+		a.life.complete <- struct{}{}
+	}
+	a.pruneAll()
+}
+
+// pruneAll has all reconcilers remove what is stale.
+func (a *agent) pruneAll() {
+	for _, prune := range a.prunes {
+		prune()
+	}
 }
 
 // rangesChanged makes the mesh's ranges unreachable but for what is known in them, and judges again which

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"causeway/clustermesh"
@@ -17,25 +18,8 @@ import (
 	"causeway/identity"
 )
 
-// How the data path to a peer is watched: a few of its nodes are asked by echoes on the way of pods' packets.
-const (
-	// echoInterval is the time between two echoes to a peer, as long as there are at most echoPeers; with more of them it
-	// grows, so that what a node sends does not grow with the mesh.
-	echoInterval = time.Second
-	echoPeers    = 16
-	// echoNodes of a peer are asked in turn.
-	echoNodes = 2
-	// echoWindow is how many of the last echoes loss is counted over.
-	echoWindow = 20
-	// fullEvery is how many echoes a full-size one comes after.
-	fullEvery = 2
-	// echoPatience is how long the data path may be silent before it counts as broken, in intervals.
-	echoPatience = 3
-	// echoTimeout is how long an answer may take. Until the first one, which is waited for, questions follow faster.
-	echoTimeout   = time.Second
-	firstTimeout  = 200 * time.Millisecond
-	firstInterval = 50 * time.Millisecond
-)
+// echoGrace is how long larger echoes may come after the smallest of a volley, which is sent last.
+const echoGrace = 30 * time.Millisecond
 
 // asker sends echoes: datapath.Echo.
 type asker interface {
@@ -49,6 +33,8 @@ type links struct {
 	self   identity.NodeName
 	echo   asker
 	mtu    int // of pods
+	// narrowed is told the largest packet of pods that gets to a cluster, in bytes, when that changes; 0: as large as they are. It may be nil.
+	narrowed func(cluster string, mtu int)
 
 	mu      sync.Mutex
 	links   map[*link]struct{}
@@ -58,66 +44,14 @@ type links struct {
 // sent is an echo that may still be answered.
 type sent struct {
 	at       time.Time
-	answered chan time.Duration // buffered; gets the round trip
+	index    int            // in its volley
+	answered chan<- arrival // has room
 }
 
-// link is the data path to one peer.
-type link struct {
-	*links
-	cluster string
-	end     context.CancelFunc
-	done    chan struct{}
-
-	// measured is when the path's MTU was searched last.
-	measured time.Time
-
-	mu    sync.Mutex
-	state linkState
-}
-
-// linkState is what is known of the data path to a peer.
-type linkState struct {
-	// opened is when it was first looked at.
-	opened time.Time
-	// last is when an echo was answered, rtt its round trip; tried when the last one was sent, and to whom.
-	last, tried time.Time
-	rtt         time.Duration
-	node        identity.NodeName
-	// window are the outcomes of the last echoes, the newest last.
-	window []bool
-	// full is the same of the last full-size ones, of which only those count that a small one got through beside.
-	full []bool
-	// mtu is the largest packet that gets through, 0 if not known; it is measured when full-size ones do not.
-	mtu      int
-	interval time.Duration
-}
-
-// loss of the window, in percent.
-func (s linkState) loss() float64 {
-	if len(s.window) == 0 {
-		return 0
-	}
-	lost := 0
-	for _, ok := range s.window {
-		if !ok {
-			lost++
-		}
-	}
-	return 100 * float64(lost) / float64(len(s.window))
-}
-
-// silent tells whether the data path has been silent for too long.
-func (s linkState) silent(now time.Time) bool {
-	since := s.last
-	if since.Before(s.opened) {
-		since = s.opened
-	}
-	return now.Sub(since) > echoPatience*max(s.interval, echoInterval)
-}
-
-// narrow tells whether packets of the pods' size are lost while small ones get through.
-func (s linkState) narrow() bool {
-	return len(s.full) >= 2 && !slices.Contains(s.full[len(s.full)-2:], true)
+// arrival of an answer.
+type arrival struct {
+	index int
+	rtt   time.Duration
 }
 
 func newLinks(tables *clustermesh.Tables, self identity.NodeName, echo asker, mtu int) *links {
@@ -139,12 +73,22 @@ func (ls *links) open(c *channel) *link {
 	return l
 }
 
+// close ends the watching. What was measured counts no more.
 func (ls *links) close(l *link) {
 	l.end()
 	<-l.done
 	ls.mu.Lock()
-	defer ls.mu.Unlock()
 	delete(ls.links, l)
+	ls.mu.Unlock()
+	if l.snapshot().limit != 0 {
+		ls.tell(l.cluster, 0)
+	}
+}
+
+func (ls *links) tell(cluster string, mtu int) {
+	if ls.narrowed != nil {
+		ls.narrowed(cluster, mtu)
+	}
 }
 
 // answered takes an echo's answer, if it is to one of these; others are gossip's.
@@ -156,11 +100,11 @@ func (ls *links) answered(a datapath.EchoAnswer) bool {
 		return false
 	}
 	delete(ls.waiting, a.Nonce)
-	s.answered <- a.At.Sub(s.at)
+	s.answered <- arrival{s.index, a.At.Sub(s.at)}
 	return true
 }
 
-// interval between two echoes to a peer.
+// interval between two volleys to a peer.
 func (ls *links) interval() time.Duration {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
@@ -170,26 +114,36 @@ func (ls *links) interval() time.Duration {
 // errNoAnswer says that an echo was not answered in time.
 var errNoAnswer = errors.New("no answer")
 
-// ask sends an echo and waits for the answer.
-func (ls *links) ask(ctx context.Context, timeout time.Duration, send func(nonce uint64) error) (time.Duration, error) {
-	nonce := rand.Uint64()
-	s := &sent{at: time.Now(), answered: make(chan time.Duration, 1)}
+// send sends an echo whose answer comes on a channel, until forget.
+func (ls *links) send(s *sent, send func(nonce uint64) error) (nonce uint64, err error) {
+	nonce, s.at = rand.Uint64(), time.Now()
 	ls.mu.Lock()
 	ls.waiting[nonce] = s
 	ls.mu.Unlock()
-	defer func() {
-		ls.mu.Lock()
-		defer ls.mu.Unlock()
+	return nonce, send(nonce)
+}
+
+func (ls *links) forget(nonces ...uint64) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for _, nonce := range nonces {
 		delete(ls.waiting, nonce)
-	}()
-	if err := send(nonce); err != nil {
+	}
+}
+
+// ask sends an echo and waits for the answer.
+func (ls *links) ask(ctx context.Context, timeout time.Duration, send func(nonce uint64) error) (time.Duration, error) {
+	answered := make(chan arrival, 1)
+	nonce, err := ls.send(&sent{answered: answered}, send)
+	defer ls.forget(nonce)
+	if err != nil {
 		return 0, err
 	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case rtt := <-s.answered:
-		return rtt, nil
+	case a := <-answered:
+		return a.rtt, nil
 	case <-timer.C:
 		return 0, fmt.Errorf("%w within %s", errNoAnswer, timeout)
 	case <-ctx.Done():
@@ -197,9 +151,52 @@ func (ls *links) ask(ctx context.Context, timeout time.Duration, send func(nonce
 	}
 }
 
-// askPods sends an echo of a size from this node's pod side to another's.
-func (ls *links) askPods(ctx context.Context, node identity.Node, size int, timeout time.Duration) (time.Duration, error) {
-	return ls.ask(ctx, timeout, func(nonce uint64) error { return ls.echo.SendPods(node.PodSide(), nonce, size) })
+// volley is what came of echoes that were sent to a node together.
+type volley struct {
+	// through tells of each size whether its echo was answered.
+	through []bool
+	// rtt of the smallest possible echo, which goes with each volley, and err, why it has no answer: then the others' silence says nothing of sizes.
+	rtt time.Duration
+	err error
+}
+
+// heard tells whether anything was answered.
+func (v volley) heard() bool { return v.err == nil || slices.Contains(v.through, true) }
+
+// volley sends echoes of some sizes, in bytes, from this node's pod side to another's, and the smallest possible one after them, and waits for the answers. On
+// their way packets hardly overtake each other, so those that are not there a moment after the smallest one were lost, however slow the way is.
+func (ls *links) volley(ctx context.Context, node identity.Node, sizes []int, timeout time.Duration) volley {
+	v := volley{through: make([]bool, len(sizes)), err: fmt.Errorf("%w within %s", errNoAnswer, timeout)}
+	answered := make(chan arrival, len(sizes)+1)
+	nonces := make([]uint64, 0, len(sizes)+1)
+	defer func() { ls.forget(nonces...) }()
+	for i, size := range append(slices.Clone(sizes), 0) {
+		nonce, err := ls.send(&sent{index: i, answered: answered}, func(nonce uint64) error { return ls.echo.SendPods(node.PodSide(), nonce, size) })
+		nonces = append(nonces, nonce)
+		if err != nil && !errors.Is(err, syscall.EMSGSIZE) { // that would be too large for this node's own device
+			v.err = err
+			return v
+		}
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	for range nonces {
+		select {
+		case a := <-answered:
+			if a.index < len(sizes) {
+				v.through[a.index] = true
+				continue
+			}
+			v.rtt, v.err = a.rtt, nil
+			timer.Reset(max(echoGrace, a.rtt/2))
+		case <-timer.C:
+			return v
+		case <-ctx.Done():
+			v.err = ctx.Err()
+			return v
+		}
+	}
+	return v
 }
 
 // nodesToAsk returns the nodes of a cluster that this one asks: those that are in service before others, and
@@ -242,118 +239,4 @@ func compareBool(a, b bool) int {
 		return -1
 	}
 	return 1
-}
-
-// run asks until ctx ends. The first echoes follow each other fast, until one has been answered.
-func (l *link) run(ctx context.Context) {
-	for n := 0; ; n++ {
-		interval := l.interval()
-		nodes := l.nodesToAsk(l.cluster)
-		if len(nodes) > 0 {
-			l.round(ctx, nodes[n%len(nodes)], n%fullEvery == 0 || l.snapshot().mtu == 0, interval)
-		}
-		if l.snapshot().last.IsZero() {
-			interval = firstInterval
-		}
-		select {
-		case <-time.After(interval):
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// round asks one node.
-func (l *link) round(ctx context.Context, node identity.Node, full bool, interval time.Duration) {
-	begun, timeout := time.Now(), echoTimeout
-	if l.snapshot().last.IsZero() {
-		timeout = firstTimeout
-	}
-	rtt, err := l.askPods(ctx, node, 0, timeout)
-	if ctx.Err() != nil {
-		return
-	}
-	l.mu.Lock()
-	l.state.tried, l.state.node, l.state.interval = begun, node.NodeName(), interval
-	if err == nil && l.state.last.IsZero() {
-		l.state.window = nil // what was sent before the other side knew of this one was not lost on the way
-	}
-	l.state.window = appendWindow(l.state.window, err == nil)
-	if err == nil {
-		l.state.last, l.state.rtt = begun.Add(rtt), rtt
-	}
-	l.mu.Unlock()
-	if err != nil || !full {
-		return
-	}
-	_, err = l.askPods(ctx, node, l.mtu, echoTimeout)
-	if ctx.Err() != nil {
-		return
-	}
-	l.mu.Lock()
-	l.state.full = appendWindow(l.state.full, err == nil)
-	narrow := l.state.narrow()
-	if !narrow && err == nil {
-		l.state.mtu = l.links.mtu
-	}
-	l.mu.Unlock()
-	if narrow && begun.Sub(l.measured) > measureInterval {
-		l.measured = begun
-		mtu := l.measureMTU(ctx, node, echoTimeout/4, l.heard)
-		l.mu.Lock()
-		l.state.mtu = mtu
-		l.mu.Unlock()
-	}
-}
-
-// heard notes that an echo was answered just now.
-func (l *link) heard(rtt time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.state.last, l.state.rtt = time.Now(), rtt
-}
-
-func appendWindow(window []bool, ok bool) []bool {
-	window = append(window, ok)
-	return slices.Clone(window[max(0, len(window)-echoWindow):])
-}
-
-// smallestMTU is the least that IPv4 may be sent over everywhere, RFC 791 and common sense; below it nothing is searched.
-const smallestMTU = 576
-
-// measureInterval is how often the MTU of a path that is too narrow is searched again.
-const measureInterval = 10 * time.Second
-
-// measureMTU returns the largest packet of pods that gets through to a node, by halving: about 10 echoes. 0 is none.
-func (ls *links) measureMTU(ctx context.Context, node identity.Node, timeout time.Duration, heard func(time.Duration)) int {
-	through := func(size int) bool {
-		for range 2 {
-			if rtt, err := ls.askPods(ctx, node, size, timeout); err == nil {
-				heard(rtt)
-				return true
-			}
-		}
-		return false
-	}
-	low, high := smallestMTU, ls.mtu
-	if !through(low) {
-		return 0
-	}
-	for low < high && ctx.Err() == nil {
-		middle := (low + high + 1) / 2
-		if through(middle) {
-			low = middle
-		} else {
-			high = middle - 1
-		}
-	}
-	return low
-}
-
-func (l *link) snapshot() linkState {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.state
-	s.window, s.full = slices.Clone(s.window), slices.Clone(s.full)
-	return s
 }

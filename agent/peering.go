@@ -32,7 +32,7 @@ func (a *agent) setupPeering() error {
 	a.peering = peering.New(peering.Config{
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
 		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
-		Administer: a.administer, Requires: capabilities,
+		Administer: a.administer, Requires: c.requires(),
 		Ring:      a.life.gossip.Ring,
 		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
 		Verify:    a.verify,
@@ -69,7 +69,7 @@ func (a *agent) startPeering(ctx context.Context, tasks *errgroup.Group) {
 func (a *agent) newPeerView(ctx context.Context) *peerView {
 	return &peerView{
 		channels: a.channels, life: a.life, refusals: a.refusals, now: a.clock.Now, quota: a.cfg.Peering.Quota,
-		vxlan: a.cfg.Node.VXLANPort, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask,
+		tunnelPorts: a.tunnelPorts, mesh: a.cfg.Gossip.MeshPort, ask: a.peering.Ask,
 		ctx: ctx, reports: map[string]*report{},
 	}
 }

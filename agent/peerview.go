@@ -17,7 +17,6 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/identity"
 	"causeway/identity/pki"
-	"causeway/tunnel"
 )
 
 // maxSkew is how far apart the clocks of two clusters may be: certificates and tokens are judged by them.
@@ -30,9 +29,10 @@ type peerView struct {
 	refusals *clustermesh.Refusals
 	now      func() time.Time
 	quota    int
-	vxlan    uint16
-	mesh     uint16 // gossip's port
-	ask      func(ctx context.Context, peer peering.Peer) (peering.Report, error)
+	// tunnelPorts says by which UDP ports packets come to a node.
+	tunnelPorts func(identity.Node) string
+	mesh        uint16 // gossip's port
+	ask         func(ctx context.Context, peer peering.Peer) (peering.Report, error)
 
 	// ctx ends with the agent, and asking is what goes on in the background then.
 	ctx    context.Context
@@ -214,10 +214,13 @@ func (v *peerView) gossipPlane(cluster string, o gossip.Overview) api.Plane {
 	return api.Plane{OK: true, Detail: "not looked at yet"}
 }
 
+// newsTime is how long a change that is no problem is told as new.
+const newsTime = 10 * time.Minute
+
 // out says how the data path to a peer is.
 func (v *peerView) out(c *channel, gossips bool) api.Path {
 	s, now := c.link.snapshot(), time.Now()
-	path := api.Path{Known: !s.tried.IsZero(), Last: -1, RTT: milliseconds(s.rtt), Loss: s.loss(), MTU: s.mtu, From: v.life.self.String()}
+	path := api.Path{Known: !s.last.IsZero() || s.silent(now), Last: -1, RTT: milliseconds(s.rtt), Loss: s.loss(), MTU: s.mtu, From: v.life.self.String()}
 	if !s.last.IsZero() {
 		path.Last = max(0, now.Sub(s.last).Milliseconds())
 	}
@@ -225,20 +228,39 @@ func (v *peerView) out(c *channel, gossips bool) api.Path {
 	case s.tried.IsZero() && s.silent(now):
 		path.Problem = "data path: no node of the peer is known that could be asked"
 	case s.silent(now):
-		path.Problem = fmt.Sprintf("data path: no packet comes back through the tunnel from %s (%s); UDP port %d must be open between the nodes of both clusters, in both directions",
-			s.node, sinceText(s.last, now), v.vxlan)
+		path.Problem = fmt.Sprintf("data path: no packet comes back through the tunnel from %s (%s); %s must be open between the nodes of both clusters, in both directions",
+			s.node.NodeName(), sinceText(s.last, now), v.tunnelPorts(s.node))
 		if gossips {
 			path.Problem += ", and something drops it: other packets get through"
 		}
-	case s.narrow() && s.mtu > 0 && s.mtu < c.link.links.mtu:
-		path.Problem = fmt.Sprintf("path MTU: packets of up to %d bytes get through to %s, and of this cluster's pods up to %d are sent (%d and %d on the underlay); raise the MTU of the way between the clusters, or lower it on this cluster's nodes",
-			s.mtu, s.node, c.link.links.mtu, s.mtu+tunnel.OverheadIPv4, c.link.links.mtu+tunnel.OverheadIPv4)
-	case s.narrow():
-		path.Problem = fmt.Sprintf("path MTU: packets of %d bytes (%d on the underlay) do not get through to %s, small ones do", c.link.links.mtu, c.link.links.mtu+tunnel.OverheadIPv4, s.node)
+	case s.tooNarrow:
+		path.Problem = fmt.Sprintf("path MTU: packets of %d bytes do not get through to %s, small ones do; raise the MTU of the way between the clusters", smallestMTU, s.node.NodeName())
 	default:
 		path.OK = path.Known
 	}
+	path.Note = narrowNote(s, c.link.links.mtu)
+	path.Narrowed = s.limit > 0
+	path.NoteIsNew = path.Note != "" && now.Sub(s.changed) < newsTime
 	return path
+}
+
+// minMTUIPv6 is what IPv6 needs of every path, in bytes (RFC 8200, section 5).
+const minMTUIPv6 = 1280
+
+// narrowNote says what packets toward a peer are kept to, and since when that is so; nothing if it was never otherwise.
+func narrowNote(s linkState, full int) string {
+	switch {
+	case s.limit > 0:
+		note := fmt.Sprintf("path MTU: packets toward the peer are kept to %d bytes, as larger ones, of up to %d, do not get through (until %s: %d)",
+			s.limit, full, s.changed.UTC().Format(time.TimeOnly), s.before)
+		if s.limit < minMTUIPv6 {
+			note += fmt.Sprintf("; IPv6 needs %d", minMTUIPv6)
+		}
+		return note
+	case !s.changed.IsZero() && time.Since(s.changed) < newsTime:
+		return fmt.Sprintf("path MTU: packets of full size, %d bytes, get through again (until %s: %d)", full, s.changed.UTC().Format(time.TimeOnly), s.before)
+	}
+	return ""
 }
 
 func sinceText(t, now time.Time) string {
@@ -265,6 +287,9 @@ func (v *peerView) in(c *channel, last report) api.Path {
 		return path
 	}
 	w := last.word
+	if w.RTT == 0 && len(w.Problems) == 0 {
+		return path // it has only begun to look
+	}
 	path.Known, path.RTT, path.Loss, path.MTU, path.From = true, milliseconds(w.RTT), w.Loss, w.MTU, w.Node.String()
 	if w.RTT > 0 {
 		path.Last = (w.Last + time.Since(last.heard)).Milliseconds()

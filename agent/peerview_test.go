@@ -18,7 +18,9 @@ import (
 func TestOutSaysWhatIsBroken(t *testing.T) {
 	now := time.Now()
 	old := now.Add(-time.Minute)
-	v := &peerView{vxlan: 4789, life: &life{self: identity.NodeName{Cluster: "east", Node: "node1"}}}
+	a := &agent{cfg: Config{Node: NodeConfig{VXLANPort: 4789}, Encryption: EncryptionConfig{Mode: identity.EncryptOff}}}
+	encrypts := &agent{cfg: Config{Encryption: EncryptionConfig{Mode: identity.EncryptInterCluster}}}
+	v := &peerView{tunnelPorts: a.tunnelPorts, life: &life{self: identity.NodeName{Cluster: "east", Node: "node1"}}}
 	ls := &links{mtu: 1450}
 	for _, test := range []struct {
 		name    string
@@ -26,16 +28,34 @@ func TestOutSaysWhatIsBroken(t *testing.T) {
 		gossips bool
 		want    string // in the problem; empty: it is well
 	}{
-		{"well", linkState{opened: old, tried: now, last: now, full: []bool{true}, mtu: 1450}, true, ""},
+		{"well", linkState{opened: old, tried: now, last: now, mtu: 1450}, true, ""},
 		{"silent", linkState{opened: old, tried: now, last: now.Add(-10 * time.Second)}, false, "UDP port 4789"},
 		{"dropped", linkState{opened: old, tried: now}, true, "something drops it: other packets get through"},
-		{"narrow", linkState{opened: old, tried: now, last: now, full: []bool{false, false}, mtu: 1350}, true, "1350 bytes get through"},
+		{"narrow", linkState{opened: old, tried: now, last: now, limit: 1350, mtu: 1350}, true, ""},
+		{"too narrow", linkState{opened: old, tried: now, last: now, tooNarrow: true}, true, "packets of 576 bytes do not get through"},
 		{"nobody", linkState{opened: old}, false, "no node of the peer is known"},
 	} {
 		path := v.out(&channel{cluster: "west", link: &link{links: ls, state: test.state}}, test.gossips)
 		if path.OK != (test.want == "") || !strings.Contains(path.Problem, test.want) || (test.want == "") != (path.Problem == "") {
 			t.Errorf("%s: %+v, want %q", test.name, path, test.want)
 		}
+	}
+	v.tunnelPorts = encrypts.tunnelPorts
+	for want, keys := range map[string][]identity.TunnelKey{
+		"UDP port 51872 (WireGuard) must be open":               {{Slot: 1, Port: 51872}},
+		"UDP ports 51871 and 51872 (WireGuard) must be open":    {{Slot: 1, Port: 51872}, {Slot: 0, Port: 51871}},
+		"the UDP ports of encryption.ports (WireGuard) must be": nil,
+	} {
+		state := linkState{opened: old, tried: now, node: identity.Node{Cluster: "west", Name: "node1", TunnelKeys: keys}}
+		path := v.out(&channel{cluster: "west", link: &link{links: ls, state: state}}, false)
+		if path.OK || !path.Known || !strings.Contains(path.Problem, want) {
+			t.Errorf("%+v, want %q", path, want)
+		}
+	}
+	// Nothing is said of the first moments, in which the other side may not know of this one yet.
+	joined := v.out(&channel{cluster: "west", link: &link{links: ls, state: linkState{opened: now, tried: now, window: []bool{false}}}}, true)
+	if joined.OK || joined.Known || joined.Problem != "" {
+		t.Errorf("the first echo is under way, and it says %+v", joined)
 	}
 	fresh := v.out(&channel{cluster: "west", link: &link{links: ls, state: linkState{opened: now}}}, true)
 	if fresh.OK || fresh.Known || fresh.Problem != "" {
@@ -54,6 +74,7 @@ func TestInIsThePeersWord(t *testing.T) {
 		want string
 	}{
 		{"not asked yet", report{}, false, ""},
+		{"it has no echo yet", report{heard: now, word: peering.Report{Node: node, Last: -1, Loss: 100}}, false, ""},
 		{"well", report{heard: now, word: peering.Report{Node: node, RTT: time.Millisecond}}, true, ""},
 		{"it sees nothing", report{heard: now, word: peering.Report{Node: node, Last: -1, Problems: []string{"data path: no packet"}}}, false, "as west/node2 says: data path: no packet"},
 		{"silent", report{heard: now.Add(-time.Minute), err: errors.New("no route")}, false, "no agent of west answers"},
@@ -62,6 +83,9 @@ func TestInIsThePeersWord(t *testing.T) {
 		path := v.in(c, test.last)
 		if path.OK != test.ok || !strings.Contains(path.Problem, test.want) || test.want == "" && path.Problem != "" {
 			t.Errorf("%s: %+v, want %q", test.name, path, test.want)
+		}
+		if known := test.ok || test.name == "it sees nothing"; path.Known != known {
+			t.Errorf("%s: known is %v", test.name, path.Known)
 		}
 	}
 }
@@ -145,6 +169,7 @@ func TestFirstBroken(t *testing.T) {
 	}{
 		{[]peering.Check{ok}, ""},
 		{[]peering.Check{ok, failed(peering.CheckPods, "east", "west"), failed(peering.CheckTunnel, "west", "east")}, "tunnel UDP from west to east: x; likely cause: y"},
+		{[]peering.Check{failed(peering.CheckPods, "east", "west"), failed(peering.CheckWireGuard, "west", "east")}, "WireGuard UDP from west to east: x; likely cause: y"},
 		{[]peering.Check{failed(peering.CheckStore, "east", "west"), failed(peering.CheckClock, "east", "west")}, "clock from east"},
 		{[]peering.Check{failed(peering.CheckTLS, "east", "west"), failed(peering.CheckMTU, "west", "east")}, "path MTU from west"},
 		{[]peering.Check{failed(peering.CheckTCP, "east", "west"), failed(peering.CheckStore, "east", "east")}, "etcd read from east to east"},

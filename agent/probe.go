@@ -18,7 +18,6 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/identity"
 	"causeway/identity/pki"
-	"causeway/tunnel"
 )
 
 // linkProbe tries one link.
@@ -267,58 +266,4 @@ func (l *linkProbe) gossipUDP(ctx context.Context) tried {
 		last.err, last.cause = err, fmt.Sprintf("UDP port %d is dropped between the clusters, or the agent there does not run", l.cfg.Gossip.MeshPort)
 	}
 	return last
-}
-
-// tunnelTries is how often an echo is sent before the tunnel counts as closed.
-const tunnelTries = 3
-
-// tunnel sends echoes from this node's address to another's, by the tunnel.
-func (l *linkProbe) tunnel(ctx context.Context) tried {
-	return l.echoes(ctx, func(n identity.Node, nonce uint64) error { return l.echo.Send(n.Address, nonce) },
-		fmt.Sprintf("UDP port %d (VXLAN) is dropped between the clusters: open it between all nodes, in both directions", l.cfg.Node.VXLANPort))
-}
-
-// pods sends echoes from a pod-side address to another.
-func (l *linkProbe) pods(ctx context.Context) tried {
-	return l.echoes(ctx, func(n identity.Node, nonce uint64) error { return l.echo.SendPods(n.PodSide(), nonce, 0) },
-		"the tunnel carries packets of nodes and none of pods: their ranges may not be in force yet; see clustermesh bpf drops on both sides")
-}
-
-func (l *linkProbe) echoes(ctx context.Context, send func(identity.Node, uint64) error, cause string) tried {
-	nodes := l.nodes()
-	if len(nodes) == 0 {
-		return tried{err: errNoNode, cause: causeNoNode}
-	}
-	var t tried
-	for try := range tunnelTries {
-		n := nodes[try%len(nodes)]
-		t = tried{target: netip.AddrPortFrom(n.Address, l.cfg.Node.VXLANPort).String() + "/udp"}
-		rtt, err := l.links.ask(ctx, checkTimeout/tunnelTries, func(nonce uint64) error { return send(n, nonce) })
-		if err == nil {
-			t.detail = fmt.Sprintf("echo of %s after %s", n.NodeName(), rtt.Round(10*time.Microsecond))
-			return t
-		}
-		t.err, t.cause = fmt.Errorf("echo of %s: %w", n.NodeName(), err), cause
-	}
-	return t
-}
-
-// mtu sends packets as large as those of pods.
-func (l *linkProbe) mtu(ctx context.Context) tried {
-	nodes := l.nodes()
-	if len(nodes) == 0 {
-		return tried{err: errNoNode, cause: causeNoNode}
-	}
-	full := l.device.MTU
-	t := tried{target: nodes[0].Address.String(), detail: fmt.Sprintf("%d bytes for pods, %d on the underlay", full, full+tunnel.OverheadIPv4)}
-	for try := range tunnelTries {
-		n := nodes[try%len(nodes)]
-		if _, err := l.links.askPods(ctx, n, full, checkTimeout/tunnelTries); err == nil {
-			return t
-		}
-	}
-	mtu := l.links.measureMTU(ctx, nodes[0], checkTimeout/10, func(time.Duration) {})
-	t.err = fmt.Errorf("packets of up to %d bytes get through, %d are needed (%d and %d on the underlay)", mtu, full, mtu+tunnel.OverheadIPv4, full+tunnel.OverheadIPv4)
-	t.cause = "a link between the clusters has a smaller MTU: raise it, or lower the underlay's on this cluster's nodes and restart their agents"
-	return t
 }

@@ -303,26 +303,32 @@ func (r *reconciler[T]) runPrune(ctx context.Context) {
 	r.unpruned = text
 }
 
-// both is two targets that must agree with one table.
-type both[T any] struct{ first, second Target[T] }
+// chain is several targets that must agree with one table: each after those before it, and the last one first when something goes.
+type chain[T any] []Target[T]
 
-func (b both[T]) Update(ctx context.Context, object T) error {
-	if err := b.first.Update(ctx, object); err != nil {
-		return err
+func (c chain[T]) Update(ctx context.Context, object T) error {
+	for _, target := range c {
+		if err := target.Update(ctx, object); err != nil {
+			return err
+		}
 	}
-	return b.second.Update(ctx, object)
+	return nil
 }
 
-func (b both[T]) Delete(ctx context.Context, object T) error {
-	if err := b.second.Delete(ctx, object); err != nil {
-		return err
+func (c chain[T]) Delete(ctx context.Context, object T) error {
+	for _, target := range slices.Backward(c) {
+		if err := target.Delete(ctx, object); err != nil {
+			return err
+		}
 	}
-	return b.first.Delete(ctx, object)
+	return nil
 }
 
-func (b both[T]) Prune(ctx context.Context, desired iter.Seq[T], synced func(identity.ClusterID) bool) error {
-	if err := b.first.Prune(ctx, desired, synced); err != nil {
-		return err
+func (c chain[T]) Prune(ctx context.Context, desired iter.Seq[T], synced func(identity.ClusterID) bool) error {
+	for _, target := range slices.Backward(c) {
+		if err := target.Prune(ctx, desired, synced); err != nil {
+			return err
+		}
 	}
-	return b.second.Prune(ctx, desired, synced)
+	return nil
 }

@@ -93,7 +93,7 @@ func (a *agent) checkOwn() peering.Check {
 // checkOrder is the order of checks: what others depend on comes first, and of the two directions' same check the own one.
 var checkOrder = []string{
 	peering.CheckName, peering.CheckTCP, peering.CheckMTU, peering.CheckClock, peering.CheckTLS, peering.CheckStore, peering.CheckAPI,
-	peering.CheckGossipTCP, peering.CheckGossipUDP, peering.CheckTunnel, peering.CheckPods,
+	peering.CheckGossipTCP, peering.CheckGossipUDP, peering.CheckTunnel, peering.CheckWireGuard, peering.CheckPods,
 }
 
 // firstBroken says what is broken first and why, in a sentence; empty if nothing is. A wrong clock makes certificates look expired, so

@@ -342,6 +342,14 @@ func (n nodesIn) ByAddress(a netip.Addr) (identity.Node, bool) {
 	return row.Object, true
 }
 
+func (n nodesIn) ByKey(key identity.WireGuardKey) (identity.Node, bool) {
+	row, _, ok := n.tables.Nodes.Get(n.txn, n.tables.nodesByTunnelKey.Query(key.String()))
+	if !ok {
+		return identity.Node{}, false
+	}
+	return row.Object, true
+}
+
 func (n nodesIn) Overlapping(p netip.Prefix) iter.Seq[identity.Node] {
 	return func(yield func(identity.Node) bool) {
 		for row := range n.tables.Nodes.All(n.txn) {

@@ -12,6 +12,7 @@ import (
 // Claims knows which cluster holds which ID and pod ranges, over all channels: the first to claim
 // holds, and this agent's own cluster always was first. Safe for concurrent use.
 type Claims struct {
+	self     identity.ClusterInfo
 	mu       sync.Mutex
 	clusters map[string]identity.ClusterInfo
 	changes  int
@@ -19,11 +20,15 @@ type Claims struct {
 
 // NewClaims returns claims that this agent's own cluster holds.
 func NewClaims(self identity.ClusterInfo) *Claims {
-	return &Claims{clusters: map[string]identity.ClusterInfo{self.Name: self}}
+	return &Claims{self: self, clusters: map[string]identity.ClusterInfo{self.Name: self}}
 }
 
-// Claim lets a cluster have what it announces, or says which other cluster has it already.
+// Claim lets a cluster have what it announces, or says which other cluster has it already. A cluster that encrypts what goes between clusters, while this
+// one does not, or the other way round, gets nothing: the one would send in the clear what the other wants encrypted.
 func (c *Claims) Claim(info identity.ClusterInfo) error {
+	if ours, theirs := c.self.EncryptionMode(), info.EncryptionMode(); info.Name != c.self.Name && ours.Covers(false) != theirs.Covers(false) {
+		return fmt.Errorf("cluster %s: its encryption.mode is %s and that of cluster %s is %s; give both all or inter-cluster, or both off", info.Name, theirs, c.self.Name, ours)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, other := range c.clusters {

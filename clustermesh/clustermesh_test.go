@@ -279,6 +279,23 @@ func TestOverlappingPodRangesAreRefused(t *testing.T) {
 	m.refused("cluster", "overlaps 10.1.0.0/16 of cluster east")
 }
 
+// TestMixedEncryptionIsRefused: a cluster that was configured anew after it was joined is not taken in, so nothing is sent to it in the clear.
+func TestMixedEncryptionIsRefused(t *testing.T) {
+	m := newMesh(t)
+	info := identity.ClusterInfo{
+		Name: "west", ID: 2, PodCIDRs: prefixes("10.2.0.0/16"), ServiceCIDRs: prefixes("100.64.128.0/18"), Version: "1", Encryption: identity.EncryptAll,
+	}
+	m.put(identity.ClusterKey, identity.EncodeCluster(info))
+	m.putNode(node("node1", "172.29.2.11", "10.2.1.0/24"))
+	m.refused("cluster", "cluster west: its encryption.mode is all and that of cluster east is off; give both all or inter-cluster, or both off")
+	if m.tables.Nodes.NumObjects(m.tables.DB.ReadTxn()) != 0 {
+		t.Error("its node was accepted")
+	}
+	info.Encryption = identity.EncryptOff
+	m.put(identity.ClusterKey, identity.EncodeCluster(info))
+	m.until("its node is there once both agree", func(txn statedb.ReadTxn) bool { return m.tables.Nodes.NumObjects(txn) == 1 })
+}
+
 func TestALostStoreTakesNothingAway(t *testing.T) {
 	m := newMesh(t)
 	m.putCluster()

@@ -82,6 +82,7 @@ type Tables struct {
 
 	identitiesByLabels statedb.Index[*Row[identity.Identity], string]
 	nodesByAddress     statedb.Index[*Row[identity.Node], string]
+	nodesByTunnelKey   statedb.Index[*Row[identity.Node], string]
 	addressesByNode    statedb.Index[*Row[identity.Address], string]
 	servicesByName     statedb.Index[*Row[lb.Service], string]
 	backendsByService  statedb.Index[*Row[lb.Backend], string]
@@ -105,6 +106,12 @@ func NewTables() (*Tables, error) {
 	t := &Tables{DB: statedb.New()}
 	t.identitiesByLabels = stringIndex("labels", false, func(i identity.Identity) string { return i.Cluster + "|" + i.Labels.String() })
 	t.nodesByAddress = stringIndex("address", false, func(n identity.Node) string { return n.Address.String() })
+	t.nodesByTunnelKey = stringsIndex("tunnel-key", func(n identity.Node) (keys []string) {
+		for _, k := range n.TunnelKeys {
+			keys = append(keys, k.Key.String())
+		}
+		return keys
+	})
 	t.addressesByNode = stringIndex("node", false, func(a identity.Address) string { return a.Cluster + "/" + a.Node })
 	t.servicesByName = stringIndex("name", false, func(s lb.Service) string { return s.Name.String() })
 	t.backendsByService = stringIndex("service", false, func(b lb.Backend) string { return b.Service.String() })
@@ -122,7 +129,7 @@ func NewTables() (*Tables, error) {
 			err = e
 		}
 	}
-	add(newTable(t.DB, &t.Nodes, "nodes", func(n identity.Node) string { return n.Cluster + "/" + n.Name }, t.nodesByAddress))
+	add(newTable(t.DB, &t.Nodes, "nodes", func(n identity.Node) string { return n.Cluster + "/" + n.Name }, t.nodesByAddress, t.nodesByTunnelKey))
 	add(newTable(t.DB, &t.Identities, "identities", func(i identity.Identity) string { return fmt.Sprintf("%08d", i.Number) }, t.identitiesByLabels))
 	add(newTable(t.DB, &t.Addresses, "addresses", func(a identity.Address) string { return a.Cluster + "/" + a.Prefix.String() }, t.addressesByNode))
 	add(newTable(t.DB, &t.Endpoints, "endpoints", func(e identity.Endpoint) string { return e.ID() }))
@@ -144,13 +151,11 @@ func BackendKey(b lb.Backend) string {
 }
 
 // FrontendKey is the primary key of the frontends table.
-func FrontendKey(f lb.Frontend) string {
-	return fmt.Sprintf("%s:%d/%s", f.Address, f.Port, f.Protocol)
-}
+func FrontendKey(f lb.Frontend) string { return f.FrontendKey.String() }
 
 // TargetKey is the primary key of the targets table.
 func TargetKey(t lb.Target) string {
-	return fmt.Sprintf("%s|%s:%d", t.Port, t.Address, t.Number)
+	return t.Port.String() + "|" + netip.AddrPortFrom(t.Address, t.Number).String()
 }
 
 // IdentityOf returns the cluster's identity for labels, if the table has it.
@@ -248,9 +253,18 @@ func newTable[T any](db *statedb.DB, table *Table[T], name string, key func(T) s
 }
 
 func stringIndex[T any](name string, unique bool, of func(T) string) statedb.Index[*Row[T], string] {
+	return keysIndex(name, unique, func(object T) index.KeySet { return index.NewKeySet(index.String(of(object))) })
+}
+
+// stringsIndex finds a row by each of any number of strings.
+func stringsIndex[T any](name string, of func(T) []string) statedb.Index[*Row[T], string] {
+	return keysIndex(name, false, func(object T) index.KeySet { return index.StringSlice(of(object)) })
+}
+
+func keysIndex[T any](name string, unique bool, of func(T) index.KeySet) statedb.Index[*Row[T], string] {
 	return statedb.Index[*Row[T], string]{
 		Name:       name,
-		FromObject: func(r *Row[T]) index.KeySet { return index.NewKeySet(index.String(of(r.Object))) },
+		FromObject: func(r *Row[T]) index.KeySet { return of(r.Object) },
 		FromKey:    index.String,
 		FromString: index.FromString,
 		Unique:     unique,

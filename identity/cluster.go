@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,6 +26,9 @@ type ClusterInfo struct {
 	// Capabilities that all of its nodes have, for other clusters' agents to decide by.
 	Capabilities []string `json:"capabilities,omitempty"`
 }
+
+// EncryptionMode returns what the cluster encrypts; an old version, which does not say, encrypts nothing.
+func (c ClusterInfo) EncryptionMode() Encryption { return cmp.Or(c.Encryption, EncryptOff) }
 
 // EncodeCluster returns the stored form of c, for ClusterKey.
 func EncodeCluster(c ClusterInfo) []byte { return encode(c) }
@@ -61,6 +65,11 @@ func CheckCluster(c ClusterInfo) error {
 	}
 	if err := checkPlain("version", c.Version); err != nil {
 		return err
+	}
+	if c.Encryption != "" {
+		if _, err := ParseEncryption(string(c.Encryption)); err != nil {
+			return err
+		}
 	}
 	if len(c.Capabilities) > MaxCapabilities {
 		return fmt.Errorf("%d capabilities, at most %d are allowed", len(c.Capabilities), MaxCapabilities)

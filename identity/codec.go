@@ -24,6 +24,9 @@ type storedNode struct {
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Instance  string         `json:"instance"`
 	GossipKey []byte         `json:"gossipKey,omitempty"`
+	// TunnelKeys, the preferred one first.
+	TunnelKeys []TunnelKey `json:"tunnelKeys,omitempty"`
+	MTU        int         `json:"mtu,omitempty"`
 	Version
 }
 
@@ -46,7 +49,7 @@ type storedIdentity struct {
 func EncodeNode(n Node) []byte {
 	return encode(storedNode{
 		Cluster: n.Cluster, ClusterID: n.ClusterID, Name: n.Name, Address: n.Address,
-		PodCIDRs: n.PodCIDRs, Instance: n.Instance, GossipKey: n.GossipKey, Version: n.Version,
+		PodCIDRs: n.PodCIDRs, Instance: n.Instance, GossipKey: n.GossipKey, TunnelKeys: n.TunnelKeys, MTU: n.MTU, Version: n.Version,
 	})
 }
 
@@ -71,10 +74,16 @@ func decodeNode(key string, value []byte) (Node, error) {
 	}
 	n := Node{
 		Cluster: s.Cluster, ClusterID: s.ClusterID, Name: s.Name, Address: s.Address,
-		PodCIDRs: s.PodCIDRs, Instance: s.Instance, GossipKey: s.GossipKey, Version: s.Version,
+		PodCIDRs: s.PodCIDRs, Instance: s.Instance, GossipKey: s.GossipKey, TunnelKeys: s.TunnelKeys, MTU: s.MTU, Version: s.Version,
 	}
 	if err := checkNode(n); err != nil {
 		return Node{}, err
+	}
+	if len(n.GossipKey) == 0 {
+		n.GossipKey = nil // as one that was left out
+	}
+	if len(n.TunnelKeys) == 0 {
+		n.TunnelKeys = nil
 	}
 	if n.Cluster != parts[0] || n.Name != parts[1] {
 		return Node{}, fmt.Errorf("value is of node %s/%s, but the key of node %s/%s", n.Cluster, n.Name, parts[0], parts[1])
@@ -98,6 +107,10 @@ func checkNode(n Node) error {
 	if err := checkPodCIDRs(n.PodCIDRs); err != nil {
 		return err
 	}
+	// The first addresses of the range are the node's own.
+	if p := n.PodCIDRs[0]; p.Addr().BitLen()-p.Bits() < 3 {
+		return fmt.Errorf("pod CIDR %s is too small: a node's first one has at least 8 addresses", p)
+	}
 	if containsAddr(n.PodCIDRs, n.Address) {
 		return fmt.Errorf("address %s lies in the node's own pod CIDRs", n.Address)
 	}
@@ -106,6 +119,12 @@ func checkNode(n Node) error {
 	}
 	if len(n.GossipKey) != 0 && len(n.GossipKey) != ed25519.PublicKeySize {
 		return fmt.Errorf("gossip key of %d bytes; an Ed25519 public key has %d", len(n.GossipKey), ed25519.PublicKeySize)
+	}
+	if err := checkTunnelKeys(n.TunnelKeys); err != nil {
+		return err
+	}
+	if n.MTU != 0 && (n.MTU < MinNodeMTU || n.MTU > MaxNodeMTU) {
+		return fmt.Errorf("MTU %d is not %d to %d", n.MTU, MinNodeMTU, MaxNodeMTU)
 	}
 	return n.Version.check()
 }

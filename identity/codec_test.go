@@ -16,6 +16,13 @@ var (
 		Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"),
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}, Instance: "0b1e-42", Version: Version{1790000000000000001, 3},
 	}
+	key1, key2 = WireGuardKey{0: 1, 31: 1}, WireGuardKey{0: 2, 31: 2}
+	// node3 changes its key, so it has two.
+	node3 = Node{
+		Cluster: "east", ClusterID: 1, Name: "node3", Address: netip.MustParseAddr("2001:db8::3"),
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.3.0/24"), netip.MustParsePrefix("fd01:0:0:3::/64")}, Instance: "0b1e-43",
+		TunnelKeys: []TunnelKey{{Slot: 1, Key: key2, Port: 51872}, {Slot: 0, Key: key1, Port: 51871}}, MTU: 1390, Version: Version{1790000000000000001, 3},
+	}
 	shopAddress = Address{
 		Cluster: "east", ClusterID: 1, Prefix: netip.MustParsePrefix("10.1.1.5/32"), Identity: 65792,
 		Node: "node1", Endpoint: "web/shop-1", Version: Version{1790000000000000001, 4},
@@ -30,8 +37,12 @@ var (
 )
 
 const (
-	nodeKey      = "causeway/v1/nodes/east/node1"
-	nodeValue    = `{"cluster":"east","clusterID":1,"name":"node1","address":"172.29.1.11","podCIDRs":["10.1.1.0/24"],"instance":"0b1e-42","incarnation":1790000000000000001,"sequence":3}`
+	nodeKey    = "causeway/v1/nodes/east/node1"
+	nodeValue  = `{"cluster":"east","clusterID":1,"name":"node1","address":"172.29.1.11","podCIDRs":["10.1.1.0/24"],"instance":"0b1e-42","incarnation":1790000000000000001,"sequence":3}`
+	node3Key   = "causeway/v1/nodes/east/node3"
+	node3Value = `{"cluster":"east","clusterID":1,"name":"node3","address":"2001:db8::3","podCIDRs":["10.1.3.0/24","fd01:0:0:3::/64"],"instance":"0b1e-43",` +
+		`"tunnelKeys":[{"slot":1,"key":"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI=","port":51872},{"slot":0,"key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=","port":51871}],` +
+		`"mtu":1390,"incarnation":1790000000000000001,"sequence":3}`
 	addressKey   = "causeway/v1/addresses/east/10.1.1.5"
 	addressValue = `{"ip":"10.1.1.5","identity":65792,"node":"node1","endpoint":"web/shop-1","incarnation":1790000000000000001,"sequence":4}`
 	idKey        = "causeway/v1/identities/east/ids/65792"
@@ -49,6 +60,7 @@ func TestStoredForms(t *testing.T) {
 		row         any
 	}{
 		{"node", nodeValue, EncodeNode(node1), func() (any, error) { return DecodeNode(nodeKey, []byte(nodeValue)) }, node1},
+		{"node with tunnel keys", node3Value, EncodeNode(node3), func() (any, error) { return DecodeNode(node3Key, []byte(node3Value)) }, node3},
 		{"address", addressValue, EncodeAddress(shopAddress), func() (any, error) { return DecodeAddress(addressKey, []byte(addressValue)) }, shopAddress},
 		{"identity", idValue, EncodeIdentity(shopIdentity), func() (any, error) { return DecodeIdentity(idKey, []byte(idValue)) }, shopIdentity},
 		{"cluster", clusterValue, EncodeCluster(east), func() (any, error) { return DecodeCluster(ClusterKey, []byte(clusterValue)) }, east},
@@ -115,6 +127,8 @@ func TestDecodeNodeRefuses(t *testing.T) {
 		edit{`"172.29.1.11"`, `"239.0.0.1"`, "is a multicast address"},
 		edit{`"172.29.1.11"`, `"255.255.255.255"`, "is reserved"},
 		edit{`"172.29.1.11"`, `"::ffff:172.29.1.11"`, "is IPv4 written as IPv6"},
+		edit{`"172.29.1.11"`, `"fe80::11"`, "is link-local"},
+		edit{`"172.29.1.11"`, `"2001:db8::11%eth0"`, "has a zone"},
 		edit{`"172.29.1.11"`, `"172.29.1.11/32"`, "JSON"},
 		edit{`"172.29.1.11"`, `"10.1.1.1"`, "address 10.1.1.1 lies in the node's own pod CIDRs"},
 		edit{`["10.1.1.0/24"]`, `[]`, "0 pod CIDRs, 1 to 16 are allowed"},
@@ -123,7 +137,16 @@ func TestDecodeNodeRefuses(t *testing.T) {
 		edit{`["10.1.1.0/24"]`, `["0.0.0.0/0"]`, "wider than /8"},
 		edit{`["10.1.1.0/24"]`, `["127.0.0.0/8"]`, "is a loopback address"},
 		edit{`["10.1.1.0/24"]`, `["::ffff:10.1.1.0/120"]`, "pod CIDR"},
+		edit{`["10.1.1.0/24"]`, `["fc00::/7"]`, "prefix fc00::/7 is wider than /32"},
+		edit{`["10.1.1.0/24"]`, `["10.1.1.0/24","fd00:10::/126"]`, "prefix fd00:10::/126 is narrower than /125"},
+		edit{`["10.1.1.0/24"]`, `["fd00:10:0:1::5/64"]`, "has host bits, write fd00:10:0:1::/64"},
+		edit{`["10.1.1.0/24"]`, `["fe80::/64"]`, "is link-local"},
+		edit{`["10.1.1.0/24"]`, `["ff00::/32"]`, "is a multicast address"},
+		edit{`["10.1.1.0/24"]`, `["::/32"]`, "is unspecified"},
+		edit{`["10.1.1.0/24"]`, `["fd00:10::/64","10.1.1.0/24","fd00:10::/48"]`, "pod CIDRs fd00:10::/64 and fd00:10::/48 overlap"},
 		edit{`["10.1.1.0/24"]`, list(17, `"10.1.%d.0/24"`), "17 pod CIDRs"},
+		edit{`["10.1.1.0/24"]`, `["10.1.1.0/30"]`, "pod CIDR 10.1.1.0/30 is too small"},
+		edit{`["10.1.1.0/24"]`, `["fd01::/126"]`, "pod CIDR fd01::/126 is too small"},
 		edit{`"0b1e-42"`, `""`, `instance "" is not`},
 		edit{`"0b1e-42"`, `"a b"`, `instance "a b" is not`},
 		edit{`1790000000000000001`, `0`, "incarnation is missing"},
@@ -137,6 +160,32 @@ func TestDecodeNodeRefuses(t *testing.T) {
 			t.Errorf("under key %.40q: %v", key, err)
 		}
 	}
+}
+
+func TestDecodeTunnelKeysRefuses(t *testing.T) {
+	const k1, k2 = `"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE="`, `"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI="`
+	refusesAll(t, node3Value, func(v string) error { _, err := DecodeNode(node3Key, []byte(v)); return err },
+		edit{k1, k2, "tunnel keys of both slots are AgAA"},
+		edit{k1, `"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="`, "WireGuard key of 31 bytes; a public key has 32"},
+		edit{k1, `"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEB"`, "WireGuard key of 33 bytes"},
+		edit{k1, `"` + strings.Repeat("A", 2000) + `"`, "WireGuard key of 2000 characters"},
+		edit{k1, `"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="`, "WireGuard key is all zeros"},
+		edit{k1, `"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="`, "a point of low order"},
+		edit{k1, `"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAIE="`, "not in canonical form"},
+		edit{k1, `""`, "WireGuard key of 0 bytes"},
+		edit{k1, `7`, "JSON"},
+		edit{`"key":` + k1 + `,`, ``, "tunnel key of slot 0: WireGuard key is all zeros"},
+		edit{`"slot":0`, `"slot":1`, "two tunnel keys of slot 1"},
+		edit{`"slot":0`, `"slot":2`, "tunnel key of slot 2; there are slots 0 and 1"},
+		edit{`"slot":0`, `"slot":-1`, "JSON"},
+		edit{`51871`, `0`, "tunnel key of slot 0: port is missing"},
+		edit{`51871`, `51872`, "tunnel keys of both slots have port 51872"},
+		edit{`51871`, `65536`, "JSON"},
+		edit{`"mtu":1390`, `"mtu":575`, "MTU 575 is not 576 to 65535"},
+		edit{`"mtu":1390`, `"mtu":65536`, "MTU 65536 is not"},
+		edit{`"mtu":1390`, `"mtu":-1`, "MTU -1 is not"},
+		edit{`"tunnelKeys":[`, `"tunnelKeys":[{"slot":0,"key":"AwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAM=","port":51873},`, "3 tunnel keys, at most 2 are allowed"},
+	)
 }
 
 func TestDecodeAddressRefuses(t *testing.T) {
@@ -198,7 +247,11 @@ func TestDecodeClusterRefuses(t *testing.T) {
 		edit{`"100.64.64.0/18"`, `""`, "service CIDR: prefix is missing"},
 		edit{`"100.64.64.0/18"`, `"100.64.64.1/18"`, "service CIDR: prefix 100.64.64.1/18 has host bits"},
 		edit{`"100.64.64.0/18"`, `"10.0.0.0/8"`, "pod CIDR 10.1.0.0/16 and service CIDR 10.0.0.0/8 overlap"},
+		edit{`"100.64.64.0/18"`, `"fd00:1::/112","fd00:2::/112"`, "service CIDRs fd00:1::/112 and fd00:2::/112 are of the same address family"},
+		edit{`"100.64.64.0/18"`, `"100.64.64.0/18","fd00:1::/112","100.65.0.0/18"`, "3 service CIDRs"},
+		edit{`"100.64.64.0/18"`, `"fd00:1::/128"`, "service CIDR: prefix fd00:1::/128 is narrower than /125"},
 		edit{`"v0.1.0"`, `"v0.1.0\n"`, "version"},
+		edit{`"v0.1.0"`, `"v0.1.0","encryption":"some"`, `encryption mode "some" is not one of all, inter-cluster and off`},
 		edit{`["ipv4"]`, `[""]`, `capability ""`},
 		edit{`["ipv4"]`, list(65, `"c%d"`), "65 capabilities"},
 	)

@@ -27,6 +27,8 @@ type Nodes interface {
 	ByName(NodeName) (Node, bool)
 	// ByAddress returns the node with that underlay address.
 	ByAddress(netip.Addr) (Node, bool)
+	// ByKey returns the node that has the key, in whichever slot.
+	ByKey(WireGuardKey) (Node, bool)
 	// Overlapping returns the nodes that have a pod CIDR which overlaps p.
 	Overlapping(p netip.Prefix) iter.Seq[Node]
 }
@@ -37,7 +39,8 @@ func (c Channel) CheckCluster(info ClusterInfo) error {
 }
 
 // CheckNode tells why the channel may not introduce this node: another cluster's, pod CIDRs that aren't its
-// cluster's, or a name, address or pod CIDR that another machine has.
+// cluster's, an address within the cluster's pod CIDRs, or a name, address, tunnel key or pod CIDR that another machine has. Tunnel addresses lie in
+// pod CIDRs, so those are nobody else's either.
 func (c Channel) CheckNode(n Node) error {
 	what := "node entry " + n.NodeName().String()
 	if err := c.owns(what, n.Cluster, n.ClusterID); err != nil {
@@ -47,6 +50,9 @@ func (c Channel) CheckNode(n Node) error {
 		if !containsPrefix(c.PodCIDRs, p) {
 			return fmt.Errorf("%s: pod CIDR %s is outside of cluster %s's %v", what, p, c.Cluster, c.PodCIDRs)
 		}
+	}
+	if containsAddr(c.PodCIDRs, n.Address) {
+		return fmt.Errorf("%s: address %s lies in the pod CIDRs of its cluster, %v", what, n.Address, c.PodCIDRs)
 	}
 	if c.Nodes == nil {
 		return nil
@@ -65,6 +71,11 @@ func (c Channel) checkRivals(n Node) error {
 	}
 	if rival, ok := c.Nodes.ByAddress(n.Address); ok && rival.NodeName() != n.NodeName() {
 		return fmt.Errorf("address %s is node %s's already", n.Address, rival.NodeName())
+	}
+	for _, k := range n.TunnelKeys {
+		if rival, ok := c.Nodes.ByKey(k.Key); ok && rival.NodeName() != n.NodeName() {
+			return fmt.Errorf("tunnel key %s is node %s's already; a node that was made from a copy of another's state directory needs an empty one", k.Key, rival.NodeName())
+		}
 	}
 	for _, p := range n.PodCIDRs {
 		for rival := range c.Nodes.Overlapping(p) {
@@ -157,7 +168,10 @@ func (n *Node) PodSide() netip.Addr {
 	if len(n.PodCIDRs) == 0 {
 		return netip.Addr{}
 	}
-	return n.PodCIDRs[0].Masked().Addr().Next()
+	if a := n.PodCIDRs[0].Masked().Addr().Next(); n.PodCIDRs[0].Contains(a) {
+		return a
+	}
+	return netip.Addr{}
 }
 
 // NodeList is a Nodes of a few: a slice.
@@ -171,6 +185,13 @@ func (l NodeList) ByName(name NodeName) (Node, bool) {
 // ByAddress implements Nodes.
 func (l NodeList) ByAddress(a netip.Addr) (Node, bool) {
 	return l.find(func(n *Node) bool { return n.Address == a })
+}
+
+// ByKey implements Nodes.
+func (l NodeList) ByKey(key WireGuardKey) (Node, bool) {
+	return l.find(func(n *Node) bool {
+		return slices.ContainsFunc(n.TunnelKeys, func(k TunnelKey) bool { return k.Key == key })
+	})
 }
 
 // Overlapping implements Nodes.

@@ -20,8 +20,10 @@ func prefixes(list ...string) []netip.Prefix {
 // eastChannel may speak for east, beside a node of west and node2 of its own.
 func eastChannel() Channel {
 	return Channel{Cluster: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), Nodes: NodeList{
-		{Cluster: "east", ClusterID: 1, Name: "node2", Address: netip.MustParseAddr("172.29.1.12"), PodCIDRs: prefixes("10.1.2.0/24"), Instance: "two"},
-		{Cluster: "west", ClusterID: 2, Name: "node1", Address: netip.MustParseAddr("172.29.2.11"), PodCIDRs: prefixes("10.2.1.0/24", "10.1.9.0/24"), Instance: "three"},
+		{Cluster: "east", ClusterID: 1, Name: "node2", Address: netip.MustParseAddr("172.29.1.12"), PodCIDRs: prefixes("10.1.2.0/24"), Instance: "two",
+			TunnelKeys: []TunnelKey{{Slot: 0, Key: WireGuardKey{0: 7}, Port: 51871}}},
+		{Cluster: "west", ClusterID: 2, Name: "node1", Address: netip.MustParseAddr("172.29.2.11"), PodCIDRs: prefixes("10.2.1.0/24", "10.1.9.0/24"), Instance: "three",
+			TunnelKeys: []TunnelKey{{Slot: 0, Key: WireGuardKey{0: 8}, Port: 51871}, {Slot: 1, Key: WireGuardKey{0: 9}, Port: 51872}}},
 	}}
 }
 
@@ -58,6 +60,20 @@ func TestCheckNode(t *testing.T) {
 		{"another machine's name", func(c *Channel, n *Node) { n.Name = "node2"; n.PodCIDRs = prefixes("10.1.2.0/24") },
 			"node entry east/node2: the name belongs to another machine (address 172.29.1.12, instance two; this one is 172.29.1.11, instance 0b1e-42): give one of them another name"},
 		{"another node's address", func(_ *Channel, n *Node) { n.Address = netip.MustParseAddr("172.29.2.11") }, "node entry east/node1: address 172.29.2.11 is node west/node1's already"},
+		{"an address among pods", func(_ *Channel, n *Node) { n.Address = netip.MustParseAddr("10.1.2.2") },
+			"node entry east/node1: address 10.1.2.2 lies in the pod CIDRs of its cluster, [10.1.0.0/16]"},
+		{"keys of its own", func(_ *Channel, n *Node) { n.TunnelKeys = []TunnelKey{{0, key1, 51871}, {1, key2, 51872}} }, ""},
+		{"its own keys again", func(c *Channel, n *Node) {
+			n.TunnelKeys = []TunnelKey{{0, key1, 51871}}
+			c.Nodes = append(c.Nodes.(NodeList), *n)
+			n.TunnelKeys = []TunnelKey{{1, key2, 51872}, {0, key1, 51871}}
+		}, ""},
+		{"another node's key", func(_ *Channel, n *Node) { n.TunnelKeys = []TunnelKey{{1, WireGuardKey{0: 7}, 51872}} },
+			"node entry east/node1: tunnel key " + WireGuardKey{0: 7}.String() + " is node east/node2's already; a node that was made from a copy of another's state directory needs an empty one"},
+		{"another cluster's node's second key, as its second", func(_ *Channel, n *Node) {
+			n.TunnelKeys = []TunnelKey{{1, key1, 51872}, {0, WireGuardKey{0: 9}, 51871}}
+		},
+			"node entry east/node1: tunnel key " + WireGuardKey{0: 9}.String() + " is node west/node1's already; a node that was made from a copy of another's state directory needs an empty one"},
 		{"another node's pods", func(_ *Channel, n *Node) { n.PodCIDRs = prefixes("10.1.2.128/25") }, "node entry east/node1: pod CIDR 10.1.2.128/25 overlaps node east/node2's [10.1.2.0/24]"},
 		{"another cluster's pods", func(_ *Channel, n *Node) { n.PodCIDRs = prefixes("10.1.8.0/21") }, "node entry east/node1: pod CIDR 10.1.8.0/21 overlaps node west/node1's [10.2.1.0/24 10.1.9.0/24]"},
 	} {
@@ -167,5 +183,27 @@ func TestLabels(t *testing.T) {
 		if got := labels.Matches(test.selector); got != test.want {
 			t.Errorf("%v matches %v: %v", labels, test.selector, got)
 		}
+	}
+}
+
+// TestTunnelAddressesAreTheNodesOwn: they lie in its range, which overlaps nobody's; a range that has no room for them has none.
+func TestTunnelAddressesAreTheNodesOwn(t *testing.T) {
+	for _, test := range []struct {
+		cidr string
+		want [3]string // on the pods' side, and of the slots
+	}{
+		{"10.1.1.0/24", [3]string{"10.1.1.1", "10.1.1.2", "10.1.1.3"}},
+		{"fd01:0:0:1::/64", [3]string{"fd01:0:0:1::1", "fd01:0:0:1::2", "fd01:0:0:1::3"}},
+		{"10.1.1.4/30", [3]string{"10.1.1.5", "10.1.1.6", "10.1.1.7"}},
+		{"10.1.1.4/31", [3]string{"10.1.1.5", "invalid IP", "invalid IP"}},
+		{"10.1.1.4/32", [3]string{"invalid IP", "invalid IP", "invalid IP"}},
+	} {
+		n := Node{PodCIDRs: prefixes(test.cidr)}
+		if got := [3]string{n.PodSide().String(), n.TunnelAddress(0).String(), n.TunnelAddress(1).String()}; got != test.want {
+			t.Errorf("%s: %v, want %v", test.cidr, got, test.want)
+		}
+	}
+	if a := node1.TunnelAddress(2); a.IsValid() {
+		t.Errorf("a third slot has %s", a)
 	}
 }

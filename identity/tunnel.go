@@ -44,7 +44,7 @@ func (k WireGuardKey) String() string { return base64.StdEncoding.EncodeToString
 // MarshalText implements encoding.TextMarshaler.
 func (k WireGuardKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText implements encoding.TextUnmarshaler. A key of another length, and that of all zeros, is refused.
+// UnmarshalText implements encoding.TextUnmarshaler. A key of another length is refused, and what Check refuses.
 func (k *WireGuardKey) UnmarshalText(text []byte) error {
 	if len(text) > 2*WireGuardKeySize {
 		return fmt.Errorf("WireGuard key of %d characters; 44 are right", len(text))
@@ -56,10 +56,11 @@ func (k *WireGuardKey) UnmarshalText(text []byte) error {
 	if len(raw) != WireGuardKeySize {
 		return fmt.Errorf("WireGuard key of %d bytes; a public key has %d", len(raw), WireGuardKeySize)
 	}
-	if slices.Max(raw) == 0 {
-		return errors.New("WireGuard key is all zeros")
+	key := WireGuardKey(raw)
+	if err := key.Check(); err != nil {
+		return err
 	}
-	copy(k[:], raw)
+	*k = key
 	return nil
 }
 
@@ -84,6 +85,9 @@ func (n *Node) TunnelAddress(slot uint8) netip.Addr {
 	}
 	for range int(slot) + 1 {
 		a = a.Next()
+	}
+	if !n.PodCIDRs[0].Contains(a) {
+		return netip.Addr{} // too small a range: it is another node's
 	}
 	return a
 }

@@ -56,6 +56,15 @@ func UnderlayMTU(node netip.Addr) (int, error) {
 	return link.Attrs().MTU, nil
 }
 
+// UnderlayIndex returns the interface index of the link that has the node's address.
+func UnderlayIndex(node netip.Addr) (int, error) {
+	link, err := underlayLink(node)
+	if err != nil {
+		return 0, err
+	}
+	return link.Attrs().Index, nil
+}
+
 func underlayLink(node netip.Addr) (netlink.Link, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -73,4 +82,13 @@ func underlayLink(node netip.Addr) (netlink.Link, error) {
 		}
 	}
 	return nil, fmt.Errorf("no link has the node's address %s: check the node's address in the configuration", node)
+}
+
+// FindUnderlay returns the interface index and the MTU, in bytes, of the link that has the node's address.
+func FindUnderlay(node netip.Addr) (index, mtu int, err error) {
+	link, err := underlayLink(node)
+	if err != nil {
+		return 0, 0, err
+	}
+	return link.Attrs().Index, link.Attrs().MTU, nil
 }

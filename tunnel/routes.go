@@ -66,18 +66,11 @@ func (r *Routes) Update(_ context.Context, n identity.Tunnel) error {
 	want := r.keys(n)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	have, err := r.list()
-	if err != nil {
-		return err
-	}
 	var errs []error
 	keep := make(map[routeKey]bool)
 	for _, key := range want {
 		keep[key] = true
-		if route, ok := have[key]; ok && r.isRight(route) {
-			continue
-		}
-		if err := r.handle.RouteReplace(r.route(key)); err != nil {
+		if err := r.handle.RouteReplace(r.route(key, n.MTU)); err != nil {
 			errs = append(errs, fmt.Errorf("setting the route to %s of node %s/%s: %w", key.prefix, n.Cluster, n.Node, err))
 		}
 	}
@@ -118,7 +111,7 @@ func (r *Routes) Prune(_ context.Context, desired iter.Seq[identity.Tunnel], syn
 		return err
 	}
 	var errs []error
-	for key := range have {
+	for _, key := range have {
 		if !keep[key] && synced(key.owner) {
 			errs = append(errs, r.remove(key))
 		}
@@ -133,53 +126,64 @@ func (r *Routes) keys(n identity.Tunnel) []routeKey {
 	}
 	var keys []routeKey
 	for _, p := range n.PodCIDRs {
-		if p.Addr().Is4() {
-			keys = append(keys, routeKey{prefix: p.Masked(), owner: n.ClusterID})
-		}
+		keys = append(keys, routeKey{prefix: p.Masked(), owner: n.ClusterID})
 	}
 	return keys
 }
 
 // list returns our routes as they are in the kernel.
-func (r *Routes) list() (map[routeKey]netlink.Route, error) {
+func (r *Routes) list() ([]routeKey, error) {
 	filter := &netlink.Route{LinkIndex: r.device, Protocol: routeProtocol}
-	routes, err := r.handle.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
-	if err != nil {
-		return nil, fmt.Errorf("listing routes: %w", err)
-	}
-	have := make(map[routeKey]netlink.Route, len(routes))
-	for _, route := range routes {
-		owner := route.Priority - routeMetric
-		if route.Dst == nil || owner <= 0 || owner > 255 {
-			continue
+	var have []routeKey
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := r.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		if family == netlink.FAMILY_V6 && errors.Is(err, unix.EOPNOTSUPP) {
+			continue // The kernel has no IPv6.
 		}
-		addr, _ := netip.AddrFromSlice(route.Dst.IP)
-		bits, _ := route.Dst.Mask.Size()
-		have[routeKey{prefix: netip.PrefixFrom(addr.Unmap(), bits), owner: identity.ClusterID(owner)}] = route
+		if err != nil {
+			return nil, fmt.Errorf("listing routes: %w", err)
+		}
+		for _, route := range routes {
+			owner := route.Priority - routeMetric
+			if route.Dst == nil || owner <= 0 || owner > 255 {
+				continue
+			}
+			addr, _ := netip.AddrFromSlice(route.Dst.IP)
+			bits, _ := route.Dst.Mask.Size()
+			have = append(have, routeKey{prefix: netip.PrefixFrom(addr.Unmap(), bits), owner: identity.ClusterID(owner)})
+		}
 	}
 	return have, nil
 }
 
-func (r *Routes) isRight(route netlink.Route) bool {
-	return route.MTU == r.mtu && route.Src.Equal(r.source.AsSlice())
-}
-
 func (r *Routes) remove(key routeKey) error {
-	if err := r.handle.RouteDel(r.route(key)); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := r.handle.RouteDel(r.route(key, 0)); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the route to %s: %w", key.prefix, err)
 	}
 	return nil
 }
 
-// route has the node's address as its source: it is what the other nodes let the node send as.
-func (r *Routes) route(key routeKey) *netlink.Route {
-	return &netlink.Route{
+// route is for packets of up to mtu bytes, the device's MTU if it is 0. Its source is the node's address, if that is of the same family: it is what the
+// other nodes let the node send as.
+func (r *Routes) route(key routeKey, mtu int) *netlink.Route {
+	if mtu == 0 || mtu > r.mtu {
+		mtu = r.mtu
+	}
+	addr := key.prefix.Addr()
+	route := &netlink.Route{
 		LinkIndex: r.device,
-		Scope:     netlink.SCOPE_LINK,
-		Dst:       &net.IPNet{IP: key.prefix.Addr().AsSlice(), Mask: net.CIDRMask(key.prefix.Bits(), 32)},
-		Src:       r.source.AsSlice(),
-		MTU:       r.mtu,
+		Dst:       &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(key.prefix.Bits(), addr.BitLen())},
+		MTU:       mtu,
 		Priority:  routeMetric + int(key.owner),
 		Protocol:  routeProtocol,
 	}
+	if addr.Is4() {
+		route.Scope = netlink.SCOPE_LINK
+	} else {
+		route.MTU = max(mtu, smallMTU)
+	}
+	if r.source.Is4() == addr.Is4() {
+		route.Src = r.source.AsSlice()
+	}
+	return route
 }

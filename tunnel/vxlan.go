@@ -29,6 +29,8 @@ type Config struct {
 	MTU int
 	// Address of the node on the underlay.
 	Address netip.Addr
+	// IPv6 is true where pods have IPv6 addresses: the node forwards IPv6 then.
+	IPv6 bool
 }
 
 // Device is the VXLAN device as it is.
@@ -122,7 +124,7 @@ func configure(link netlink.Link, cfg Config) error {
 	if err := netlink.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("switching ARP off on %s: %w", cfg.Name, err)
 	}
-	if err := setSysctls(cfg.Name); err != nil {
+	if err := setSysctls(cfg.Name, cfg.IPv6); err != nil {
 		return err
 	}
 	err := netlink.LinkSetUp(link)

@@ -151,11 +151,13 @@ type Status struct {
 	PodCIDR   string             `json:"podCIDR"`
 	Started   time.Time          `json:"started"`
 	Datapath  Datapath           `json:"datapath"`
-	Gossip    Members            `json:"gossip"`
-	Stores    []Store            `json:"stores"`
-	Peers     []Peer             `json:"peers"`
-	Tables    map[string]Table   `json:"tables"`
-	Refusals  []Refusal          `json:"refusals"`
+	// Encryption in short; see PathEncryption.
+	Encryption EncryptionSummary `json:"encryption"`
+	Gossip     Members           `json:"gossip"`
+	Stores     []Store           `json:"stores"`
+	Peers      []Peer            `json:"peers"`
+	Tables     map[string]Table  `json:"tables"`
+	Refusals   []Refusal         `json:"refusals"`
 }
 
 // Datapath says what is loaded.

@@ -93,6 +93,11 @@ type Path struct {
 	Loss float64 `json:"loss"`
 	// MTU is the largest packet of pods that gets through, in bytes; 0: not measured.
 	MTU int `json:"mtu"`
+	// Narrowed: packets toward the peer are kept to MTU, since those that pods could send otherwise do not get through. That is no problem.
+	Narrowed bool `json:"narrowed,omitempty"`
+	// Note is what is worth knowing and no problem.
+	Note      string `json:"note,omitempty"`
+	NoteIsNew bool   `json:"noteIsNew,omitempty"`
 	// From is the node that measured it, CLUSTER/NODE.
 	From    string `json:"from,omitempty"`
 	Problem string `json:"problem,omitempty"`

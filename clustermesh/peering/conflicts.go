@@ -62,6 +62,8 @@ func conflicts(joiner, issuer side) (all []string) {
 	all = append(all, nameConflicts(joiner, issuer)...)
 	all = append(all, idConflicts(joiner, issuer)...)
 	all = append(all, rangeConflicts(joiner, issuer)...)
+	all = append(all, familyConflicts(joiner, issuer)...)
+	all = append(all, encryptionConflicts(joiner, issuer)...)
 	all = append(all, capabilityConflicts(joiner, issuer)...)
 	return append(all, meshConflicts(joiner, issuer)...)
 }

@@ -69,6 +69,30 @@ func TestConflicts(t *testing.T) {
 		}, want: []string{
 			"cluster west lacks c, which cluster east needs", "cluster east lacks a, which cluster west needs",
 		}},
+		{name: "both encrypt", change: func(j, i *side) { j.info.Encryption, i.info.Encryption = "all", "inter-cluster" }},
+		{name: "the joiner encrypts", change: func(j, i *side) { j.info.Encryption, i.info.Encryption = "all", "off" },
+			want: []string{"cluster east encrypts (encryption.mode all) and cluster west does not (off): give both all or inter-cluster, or both off"}},
+		{name: "the issuer encrypts, and the joiner is of before encryption", change: func(j, i *side) {
+			i.info.Encryption, i.info.Capabilities, i.requires = "inter-cluster", []string{"wireguard"}, []string{"wireguard"}
+		}, want: []string{
+			"cluster west encrypts (encryption.mode inter-cluster) and cluster east does not (off)",
+			"cluster east lacks wireguard, which cluster west needs of its peers",
+		}},
+		{name: "no family of pods in common", change: func(j, i *side) { j.info.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("fd01::/56")} },
+			want: []string{"pods of cluster east have IPv6 addresses only and those of cluster west IPv4 ones, so none could reach another: give one of the clusters a range of the other family"}},
+		{name: "one is dual-stack", change: func(j, i *side) { j.info.PodCIDRs = append(j.info.PodCIDRs, netip.MustParsePrefix("fd01::/56")) }},
+		{name: "no family of the underlay in common", change: func(j, i *side) {
+			j.store, j.endpoints = []string{"https://192.0.2.1:2379"}, []string{"192.0.2.1:7958"}
+			i.store, i.endpoints = []string{"[2001:db8::1]:2379"}, []string{"[2001:db8::1]:7958"}
+		}, want: []string{"cluster east is reached at IPv4 addresses only and cluster west at IPv6 ones, so their nodes cannot reach each other"}},
+		{name: "one can be reached both ways", change: func(j, i *side) {
+			j.store, j.endpoints = []string{"https://192.0.2.1:2379"}, []string{"[2001:db8::2]:7958"}
+			i.store, i.endpoints = []string{"https://[2001:db8::1]:2379"}, []string{"[2001:db8::1]:7958"}
+		}},
+		{name: "a name may be of any family", change: func(j, i *side) {
+			j.store, j.endpoints = []string{"https://192.0.2.1:2379"}, []string{"192.0.2.1:7958"}
+			i.store, i.endpoints = []string{"https://etcd.example:2379"}, []string{"[2001:db8::1]:7958"}
+		}},
 		{name: "connected", joiner: sampleSide("east", 1, sampleKnown("west", 2, Connected)), issuer: sampleSide("west", 2, sampleKnown("east", 1, Connected)),
 			want: []string{"already connected with west since 2026-10-01T12:00:00Z: disconnect first"}},
 		{name: "joining", joiner: sampleSide("east", 1, sampleKnown("west", 2, Joining)), want: []string{"is being connected with west since"}},

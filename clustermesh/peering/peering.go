@@ -102,6 +102,7 @@ const (
 	CheckGossipTCP = "gossip TCP"
 	CheckGossipUDP = "gossip UDP"
 	CheckTunnel    = "tunnel UDP"
+	CheckWireGuard = "WireGuard UDP" // in place of the tunnel's, which is inside of it, if the clusters encrypt
 	CheckMTU       = "path MTU"
 	CheckPods      = "pod to pod"
 )

@@ -30,9 +30,9 @@ func (m *Cluster) info() (c identity.ClusterInfo, err error) {
 	if m.GetId() > 255 {
 		return c, fmt.Errorf("cluster ID %d is not 1 to 255", m.GetId())
 	}
-	c = identity.ClusterInfo{Name: m.GetName(), ID: identity.ClusterID(m.GetId()), Version: m.GetVersion(), Capabilities: m.GetCapabilities()}
-	if c.Encryption, err = identity.ParseEncryption(m.GetEncryption()); err != nil {
-		return c, err
+	c = identity.ClusterInfo{
+		Name: m.GetName(), ID: identity.ClusterID(m.GetId()), Version: m.GetVersion(), Capabilities: m.GetCapabilities(),
+		Encryption: identity.Encryption(m.GetEncryption()),
 	}
 	for _, text := range m.GetServiceCidrs() {
 		p, err := netip.ParsePrefix(text)

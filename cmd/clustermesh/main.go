@@ -137,10 +137,10 @@ and a service can have its backends in all of them.`,
 	addGroup(root, "join", "Join clusters:",
 		newTokenCommand(e), newConnectCommand(e), newPeersCommand(e), newDisconnectCommand(e), newCertsCommand(e), newTroubleshootCommand(e), newBundleCommand(e))
 	addGroup(root, "ask", "Ask and change a node:",
-		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
-		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e))
+		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newEncryptionCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
+		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e), newMetricsCommand(e))
 	addGroup(root, "run", "Run on a node:", newAgentCommand(), newKVStoreCommand())
-	root.AddCommand(newVersionCommand(e))
+	root.AddCommand(newVersionCommand(e), newWireGuardCommand(e))
 	markStart(root, started)
 	return root, started
 }

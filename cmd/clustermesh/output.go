@@ -125,7 +125,7 @@ func padded(cells []string, widths []int) []string {
 // colourOf returns the colour of a status word.
 func colourOf(status string) string {
 	switch word, _, _ := strings.Cut(status, ":"); word {
-	case "error", "away", "dead", "suspect", "unreachable", peerNotConnected, certExpired, certNotYet:
+	case "error", "closed", "away", "dead", "suspect", "unreachable", peerNotConnected, certExpired, certNotYet:
 		return red
 	case "pending", "syncing", "agent-down", "control-plane-down", peerJoining, peerLeft, certExpiresSoon:
 		return yellow

@@ -35,7 +35,7 @@ States of a peer:
   left           it has disconnected this cluster; to forget it: clustermesh disconnect NAME
 
 OUT is what this node sends to it, IN what it sends here, as it says itself: the last round trip, and how many of the last echoes were lost.
-MTU is the largest packet of pods that gets through, SYNC LAG how old the newest is that its store has said.
+MTU is the largest packet of pods that gets through ("narrowed" if packets are kept to less than pods could send), SYNC LAG how old the newest is that its store has said.
 
 Exit codes:
   0  they are listed, however they are; see "clustermesh status" for a verdict
@@ -130,6 +130,9 @@ func printPeers(p *printer, peers []api.Peer) {
 	p.table(t)
 	for _, x := range peers {
 		if x.State == peerConnected {
+			if x.Out.NoteIsNew {
+				p.printf("  %s\n", printable(x.Name+": "+x.Out.Note))
+			}
 			continue
 		}
 		for _, why := range x.Why {
@@ -168,6 +171,10 @@ func mtuCell(x api.Peer) string {
 	switch out, in := x.Out.MTU, x.In.MTU; {
 	case out == 0 && in == 0:
 		return ""
+	case x.Out.Narrowed && (out == in || in == 0):
+		return fmt.Sprintf("%d narrowed", out)
+	case x.Out.Narrowed:
+		return fmt.Sprintf("%d narrowed / %d", out, in)
 	case out == in || in == 0:
 		return fmt.Sprint(out)
 	case out == 0:
@@ -258,6 +265,9 @@ func pathText(p *printer, path api.Path) string {
 	}
 	if path.MTU > 0 {
 		parts = append(parts, fmt.Sprintf("pod MTU %d", path.MTU))
+	}
+	if path.Note != "" {
+		parts = append(parts, path.Note)
 	}
 	if path.From != "" {
 		parts = append(parts, "as "+path.From+" measures it")

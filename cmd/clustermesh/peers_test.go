@@ -127,6 +127,23 @@ func TestMTUOfBothDirections(t *testing.T) {
 	}
 }
 
+// TestNarrowedPathIsNoProblem: the peer is connected, and what has changed lately is said below.
+func TestNarrowedPathIsNoProblem(t *testing.T) {
+	for _, isNew := range []bool{true, false} {
+		peer := api.Peer{Name: "west", ID: 2, State: peerConnected, Out: api.Path{
+			OK: true, Known: true, MTU: 1290, Narrowed: true, Note: "path MTU: kept to 1290", NoteIsNew: isNew,
+		}, In: api.Path{OK: true, Known: true, MTU: 1390}}
+		var out strings.Builder
+		printPeers(&printer{w: &out}, []api.Peer{peer})
+		if !strings.Contains(out.String(), "1290 narrowed / 1390") || strings.Contains(out.String(), "\n  west: path MTU: kept to 1290\n") != isNew {
+			t.Errorf("new %v:\n%s", isNew, out.String())
+		}
+		if text := pathText(&printer{w: &out}, peer.Out); !strings.Contains(text, "pod MTU 1290, path MTU: kept to 1290") || !strings.HasPrefix(text, "ok") {
+			t.Errorf("got %q", text)
+		}
+	}
+}
+
 func TestDisconnect(t *testing.T) {
 	for answer, want := range map[string]string{
 		`{"cluster":"west","known":true,"told":true,"tookMs":312}`:                                "disconnected from west in 0.31s; it has been told\n",

@@ -67,6 +67,9 @@ func printStatus(p *printer, s *api.Status) {
 	}
 	p.printf("  cluster ID %d, address %s, pods %s\n", s.ClusterID, s.Address, s.PodCIDR)
 	p.printf("  data path %s on %s, pod MTU %d, %d packets dropped\n", s.Datapath.Attach, s.Datapath.Device, s.Datapath.PodMTU, s.Datapath.Drops)
+	if text := encryptionText(s.Encryption); text != "" {
+		p.printf("  %s\n", text)
+	}
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")

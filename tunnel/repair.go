@@ -1,0 +1,220 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// How often devices are looked at: quickly while sessions are awaited, and slowly for ever, which is when they are repaired. Where a look takes
+// long, because there are many peers, there are fewer.
+const (
+	quickLook  = 20 * time.Millisecond
+	slowLook   = 500 * time.Millisecond
+	idleLook   = 3 * time.Second
+	lookShare  = 20 // one part in so many of the time is spent looking
+	checkEvery = 3 * time.Second
+)
+
+// pace says when to look at a device next.
+type pace struct {
+	wait time.Duration // between looks while sessions are awaited
+	last time.Time     // when the device was last looked at
+	cost time.Duration // of a look
+}
+
+// hurry makes looks quick again.
+func (p *pace) hurry() { p.wait = quickLook }
+
+func (p *pace) read(now time.Time, cost time.Duration) {
+	p.last, p.cost = now, cost
+	p.wait = min(p.wait*2, slowLook)
+}
+
+// next returns when to look again.
+func (p *pace) next(awaited bool) time.Time {
+	wait := idleLook
+	if awaited {
+		wait = max(p.wait, quickLook)
+	}
+	return p.last.Add(min(max(wait, lookShare*p.cost), idleLook))
+}
+
+// Run repairs devices, rules and routes that somebody else has removed, asks peers for sessions that are wanted, and follows
+// handshakes, until ctx ends.
+func (w *WireGuard) Run(ctx context.Context) error {
+	links, stop, err := w.watchLinks()
+	if err != nil {
+		return err
+	}
+	defer func() { stop() }()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-links:
+			if ok {
+				w.linkChanged(u)
+				break
+			}
+			// The kernel had more to tell than was read. Whatever that was is seen by looking at everything.
+			stop()
+			if links, stop, err = w.watchLinks(); err != nil {
+				return err
+			}
+			w.checkAll()
+		case <-w.kick:
+		case <-timer.C:
+		}
+		w.mu.Lock()
+		next := w.step(ctx, time.Now())
+		w.mu.Unlock()
+		timer.Reset(max(time.Until(next), time.Millisecond))
+	}
+}
+
+// watchLinks returns what happens to links, so that a device that goes away is missed at once.
+func (w *WireGuard) watchLinks() (<-chan netlink.LinkUpdate, func(), error) {
+	updates, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
+	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{Namespace: &w.space.handle})
+	if err != nil {
+		return nil, nil, fmt.Errorf("watching links: %w", err)
+	}
+	return updates, func() {
+		if done == nil {
+			return
+		}
+		close(done)
+		done = nil
+		for range updates { // until the subscription has ended
+		}
+	}, nil
+}
+
+func (w *WireGuard) linkChanged(u netlink.LinkUpdate) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.inUse() {
+		if s.index == int(u.Index) || s.name == u.Attrs().Name {
+			s.checked = time.Time{}
+		}
+	}
+}
+
+// checkAll makes the next step compare everything.
+func (w *WireGuard) checkAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.inUse() {
+		s.checked = time.Time{}
+	}
+}
+
+// step does what is due and returns when the next is.
+func (w *WireGuard) step(ctx context.Context, now time.Time) (next time.Time) {
+	next = now.Add(idleLook)
+	for _, s := range w.inUse() {
+		if at := w.stepSlot(ctx, s, now); at.Before(next) {
+			next = at
+		}
+	}
+	if w.saved.due.IsZero() {
+		return next
+	}
+	if !w.saved.due.After(now) {
+		if err := w.saved.flush(w.peers); err != nil {
+			w.log.Error("A restart will not know the peers before the stores are read.", "error", err)
+		}
+	}
+	if at := w.saved.due; !at.IsZero() && at.Before(next) {
+		next = at
+	}
+	return next
+}
+
+func (w *WireGuard) stepSlot(ctx context.Context, s *slot, now time.Time) (next time.Time) {
+	if due := s.retry; !s.ready && due.After(now) {
+		return due
+	}
+	if !s.ready || now.Sub(s.checked) >= checkEvery {
+		if w.bring(ctx, s, now) != nil {
+			return s.retry
+		}
+	}
+	awaited, dueAgain := s.awaited(now)
+	looked := s.pace.last.Equal(now)
+	if !looked && (!s.pace.next(awaited).After(now) || dueAgain) {
+		if err := w.look(s, now); err != nil {
+			w.fail(s, err, now)
+			return s.retry
+		}
+		looked = true
+	}
+	if err := w.ask(s, looked, now); err != nil {
+		w.fail(s, err, now)
+		return s.retry
+	}
+	return s.next(now)
+}
+
+// awaited tells whether there is a peer without a session, and whether one is to be asked again.
+func (s *slot) awaited(now time.Time) (awaited, dueAgain bool) {
+	for _, x := range s.sessions {
+		if x.shaken {
+			continue
+		}
+		awaited = true
+		if x.asked > 0 && !x.due.IsZero() && !x.due.After(now) {
+			return true, true
+		}
+	}
+	return awaited, false
+}
+
+// next returns when the slot is to be seen to again.
+func (s *slot) next(now time.Time) time.Time {
+	awaited := false
+	next := s.checked.Add(checkEvery)
+	for _, x := range s.sessions {
+		if x.shaken {
+			continue
+		}
+		awaited = true
+		if !x.due.IsZero() && x.due.Before(next) {
+			next = x.due
+		}
+	}
+	if at := s.pace.next(awaited); at.Before(next) {
+		next = at
+	}
+	return next
+}
+
+// look reads the device, follows its sessions and repairs its peers.
+func (w *WireGuard) look(s *slot, now time.Time) error {
+	device, err := s.read(now)
+	if err != nil {
+		return err
+	}
+	return s.set(wgtypes.Config{Peers: w.repairPeers(s, device, now)})
+}
+
+// fail notes that the slot isn't what it should be. It is brought there again at once.
+func (w *WireGuard) fail(s *slot, err error, now time.Time) {
+	w.log.Warn("WireGuard's device is looked at anew.", "device", s.name, "error", err)
+	s.ready, s.problem = false, err
+	s.retry = now
+	w.wake()
+}
+
+func (w *WireGuard) wake() {
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+}
