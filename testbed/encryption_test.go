@@ -71,6 +71,9 @@ func (m *mesh) devices(node string) (names []string) {
 	return names
 }
 
+// slotOf is the number at the end of a device's name.
+func slotOf(device string) int { return int(device[len(device)-1] - '0') }
+
 // TestNothingInTheClear reads along on every link of the underlay while clusters are joined and everything happens to a node that may
 // happen, and pods send a marker in all ways. Nothing of it is there to be read.
 func TestNothingInTheClear(t *testing.T) {
@@ -104,7 +107,7 @@ func TestNothingInTheClear(t *testing.T) {
 		{"removing a rule", 5 * time.Second, func() { m.command("west/node2", "ip", "rule", "del", "pref", "77") }},
 		{"removing routes", 5 * time.Second, func() {
 			for _, device := range m.devices("west/node2") {
-				m.command("west/node2", "ip", "route", "flush", "table", "all", "dev", device)
+				m.command("west/node2", "ip", "route", "flush", "table", fmt.Sprint(0xca00+slotOf(device)))
 			}
 		}},
 		{"removing a device", 5 * time.Second, func() {
