@@ -278,6 +278,7 @@ func (a *agent) setupSources() (err error) {
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	own := a.own().store
 	a.pods.away = func() bool { return !own.Status().Connected }
+	a.problems = append(a.problems, a.pods.problems)
 	return a.pods.Restore()
 }
 
@@ -313,7 +314,9 @@ func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	d, t := a.datapath, a.tables
 	start(ctx, tasks, a, "tunnels", t.Tunnels, chain[identity.Tunnel]{a.enc, d.Tunnels(), a.routes}, tunnelMoved)
 	start(ctx, tasks, a, "addresses", t.Addresses, d.Addresses(), nil)
-	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool { return old.Address != now.Address })
+	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool {
+		return old.Address != now.Address || old.Address6 != now.Address6
+	})
 	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)
 	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
 	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node, Assigned: a.assigned}, nil)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -391,29 +392,6 @@ func TestRefusedManifestsChangeNothing(t *testing.T) {
 	}
 }
 
-func TestNodesRunOutOfAddresses(t *testing.T) {
-	pool := newAddressPool(netip.MustParsePrefix("10.1.1.0/29"))
-	var given []string
-	for {
-		a, err := pool.next()
-		if err != nil {
-			if !strings.Contains(err.Error(), "10.1.1.0/29 are taken") {
-				t.Errorf("the error does not name the range: %v", err)
-			}
-			break
-		}
-		given = append(given, a.String())
-		pool.take(a)
-	}
-	if got, want := strings.Join(given, " "), "10.1.1.2 10.1.1.3 10.1.1.4 10.1.1.5 10.1.1.6"; got != want {
-		t.Errorf("a /29 gave %s, want %s", got, want)
-	}
-	pool.give(netip.MustParseAddr("10.1.1.4"))
-	if a, err := pool.next(); err != nil || a != netip.MustParseAddr("10.1.1.4") {
-		t.Errorf("the free one is %s (%v), want 10.1.1.4", a, err)
-	}
-}
-
 func TestConfigIsRefusedWithAReason(t *testing.T) {
 	good := `
 cluster: {name: east, id: 1, podCIDRs: [10.1.0.0/16], serviceCIDRs: [100.64.64.0/18]}
@@ -426,9 +404,15 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"name: node1", "name: Node_1", "node.name"},
 		{"10.1.1.0/24", "10.2.1.0/24", "want a range within"},
 		{"10.1.1.0/24", "10.1.1.0/30", "too small"},
-		{"172.29.1.11", "\"::1\"", "IPv4 or IPv6 address"},
-		{"172.29.1.11", "\"fd00:29:1::11\"", ""},
-		{"172.29.1.11", "\"::ffff:172.29.1.11\"", "IPv4 or IPv6 address"},
+		{"10.1.1.0/24", "10.1.1.0/24, 10.1.2.0/24", "of the same address family"},
+		{"10.1.1.0/24", "10.1.1.1/24", "host bits, write 10.1.1.0/24"},
+		{"10.1.1.0/24", "\"fd00:10:1::/64\"", "want a range within"},
+		{"172.29.1.11", "\"2001:db8::11\"", ""},
+		{"172.29.1.11", "\"::1\"", "loopback"},
+		{"172.29.1.11", "\"fe80::1\"", "link-local"},
+		{"172.29.1.11", "\"::ffff:172.29.1.11\"", "write 172.29.1.11"},
+		{"172.29.1.11", "10.1.2.3", "lies in the cluster's own range 10.1.0.0/16"},
+		{"[100.64.64.0/18]", "[100.64.64.0/18, 100.65.0.0/18]", "of the same address family"},
 		{"node:", "metrics: {listen: \"127.0.0.1:9464\"}\nnode:", ""},
 		{"node:", "metrics: {listen: \"9464\"}\nnode:", "metrics.listen"},
 		{"node:", "encryption: {mode: most}\nnode:", "encryption mode"},
@@ -439,6 +423,10 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"node:", "encryption: {rotateEvery: 30d}\nnode:", "is no duration"},
 		{"node:", "encryption: {rotateEvery: 5s}\nnode:", "at least a minute"},
 		{"node:", "peers: [{name: west}]\nnode:", "peers"},
+		{"[10.1.0.0/16], serviceCIDRs: [100.64.64.0/18]}\nnode: {name: node1, address: 172.29.1.11, podCIDRs: [10.1.1.0/24]}",
+			"[10.1.0.0/16, \"fd00:10::/48\"], serviceCIDRs: [100.64.64.0/18, \"fd00:1::/112\"]}\nnode: {name: node1, address: 172.29.1.11, podCIDRs: [10.1.1.0/24, \"fd00:10:0:1::/64\"]}", ""},
+		{"[10.1.0.0/16]", "[10.1.0.0/16, \"fd00::/8\"]", "prefix fd00::/8 is wider than /32"},
+		{"[10.1.0.0/16]", "[10.1.0.0/16, \"fd00:10::/126\"]", "prefix fd00:10::/126 is narrower than /125"},
 		{"caFile: ca, certFile: cert", "certFile: cert", "caFile is missing"},
 		{"node:", "peering: {endpoints: [west]}\nnode:", "want host:port"},
 		{"node:", "peering: {quota: 5}\nnode:", "at least 1000"},
@@ -457,6 +445,33 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		_, err := LoadConfig(path)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%q instead of %q: error %v, want %q", test.new, test.old, err, test.want)
+		}
+	}
+}
+
+func TestOlderClustersCanBeJoinedWithThoseThatAreLikeThem(t *testing.T) {
+	four, six := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:10::/48")
+	for _, test := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Encryption.Mode = identity.EncryptOff }, "ipv4 vxlan"},
+		{func(*Config) {}, "ipv4 vxlan wireguard"},
+		{func(c *Config) { c.Cluster.PodCIDRs = append(c.Cluster.PodCIDRs, six) }, "ipv4 ipv6 vxlan wireguard"},
+		{func(c *Config) { c.Node.Address = netip.MustParseAddr("2001:db8::11") }, "ipv4 ipv6 vxlan wireguard"},
+	} {
+		c := Config{Cluster: ClusterConfig{PodCIDRs: []netip.Prefix{four}}, Node: NodeConfig{Address: netip.MustParseAddr("172.29.1.11")}}
+		c.setDefaults()
+		test.change(&c)
+		got := c.requires()
+		slices.Sort(got)
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("it requires %s, want %s", got, test.want)
+		}
+		for _, capability := range got {
+			if !slices.Contains(capabilities, capability) {
+				t.Errorf("it requires %s, which agents of this version do not have themselves", capability)
+			}
 		}
 	}
 }

@@ -8,11 +8,12 @@ import (
 	"strings"
 
 	"causeway/agent/api"
+	"causeway/k8s"
 	"causeway/kvstore"
 	"causeway/lb"
 )
 
-// plan is what an apply writes, and on which conditions: every service with the reservation of its address.
+// plan is what an apply writes, and on which conditions: every service with the reservations of its addresses.
 type plan struct {
 	*services
 	conds   []kvstore.Condition
@@ -33,7 +34,8 @@ type reservation struct {
 }
 
 // add plans one service.
-func (p *plan) add(ctx context.Context, service lb.Service) error {
+func (p *plan) add(ctx context.Context, wanted k8s.Declaration) error {
+	service := wanted.Service
 	key := lb.ServiceKey(service.Cluster, service.Name)
 	held, err := p.store.Get(ctx, key)
 	if err != nil && !errors.Is(err, kvstore.ErrNotFound) {
@@ -42,16 +44,8 @@ func (p *plan) add(ctx context.Context, service lb.Service) error {
 	old, oldErr := lb.DecodeService(key, held.Value)
 	exists := err == nil && oldErr == nil // what cannot be read is written over
 	p.conds = append(p.conds, kvstore.Condition{Key: key, Revision: held.Revision})
-	switch {
-	case len(service.ClusterIPs) == 0 && exists:
-		service.ClusterIPs = old.ClusterIPs
-	case exists && slices.Equal(service.ClusterIPs, old.ClusterIPs):
-	default:
-		ip, err := p.reserve(ctx, service)
-		if err != nil {
-			return err
-		}
-		service.ClusterIPs = []netip.Addr{ip}
+	if service.ClusterIPs, err = p.addresses(ctx, wanted, old.ClusterIPs); err != nil {
+		return err
 	}
 
 	result := api.ServiceResult{Service: service.Name, Action: "created"}
@@ -72,29 +66,69 @@ func (p *plan) add(ctx context.Context, service lb.Service) error {
 	return nil
 }
 
-// reserve plans the service's address, the one it asks for or a free one of the cluster's range, and gives up those that
-// it had.
-func (p *plan) reserve(ctx context.Context, service lb.Service) (netip.Addr, error) {
-	if err := p.read(ctx); err != nil {
-		return netip.Addr{}, err
+// addresses returns the service's cluster IPs, one of each family that it wants: that which it asks for, that which it has had, or a free
+// one of the cluster's range. It plans their reservations, and to give up what the service has had besides.
+func (p *plan) addresses(ctx context.Context, wanted k8s.Declaration, had []netip.Addr) ([]netip.Addr, error) {
+	request := wanted.Families
+	if len(request.Families) == 0 && len(had) > 0 {
+		request.Families = []lb.Family{lb.FamilyOf(had[0])} // the first one stays the first, whatever becomes of the cluster's ranges
+		if _, err := request.Resolve(p.cluster.ServiceCIDRs); err != nil {
+			request.Families = nil
+		}
 	}
-	ip, err := p.choose(service)
+	families, err := request.Resolve(p.cluster.ServiceCIDRs)
+	if err != nil {
+		return nil, invalid("service %s: %w", wanted.Name, err)
+	}
+	ips := make([]netip.Addr, len(families))
+	for i, family := range families {
+		of := func(ip netip.Addr) bool { return lb.FamilyOf(ip) == family }
+		if j := slices.IndexFunc(wanted.ClusterIPs, of); j >= 0 {
+			ips[i] = wanted.ClusterIPs[j]
+		} else if j := slices.IndexFunc(had, of); j >= 0 {
+			ips[i] = had[j]
+		}
+	}
+	if slices.Equal(ips, had) {
+		return ips, nil
+	}
+	if err := p.read(ctx); err != nil {
+		return nil, err
+	}
+	for i, ip := range ips {
+		if ip.IsValid() && slices.Contains(had, ip) {
+			continue
+		}
+		if ips[i], err = p.reserve(wanted.Service, families[i], ip); err != nil {
+			return nil, err
+		}
+	}
+	p.free(wanted.Name, ips)
+	return ips, nil
+}
+
+// reserve plans one address of the service: ip, or if that is invalid a free one of the cluster's range of the family.
+func (p *plan) reserve(service lb.Service, family lb.Family, ip netip.Addr) (netip.Addr, error) {
+	var err error
+	if ip.IsValid() {
+		err = p.checkIP(service, ip)
+	} else {
+		ip, err = p.choose(service, family)
+	}
 	if err != nil {
 		return ip, err
 	}
 	key := reservationKey(service.Cluster, ip)
 	p.conds = append(p.conds, kvstore.Condition{Key: key, Revision: p.used[ip].revision})
 	p.ops = append(p.ops, kvstore.Op{Kind: kvstore.OpPut, Key: key, Value: []byte(service.Name.String())})
-	p.free(service.Name, ip)
 	p.used[ip] = reservation{owner: service.Name.String()}
 	return ip, nil
 }
 
-func (p *plan) choose(service lb.Service) (netip.Addr, error) {
-	if len(service.ClusterIPs) > 0 {
-		return service.ClusterIPs[0], p.checkIP(service)
-	}
-	ip, err := lb.AllocateClusterIP(p.cluster.ServiceCIDRs[0], service.Name, func(ip netip.Addr) bool {
+// choose returns a free address of the cluster's range of a family, which it has.
+func (p *plan) choose(service lb.Service, family lb.Family) (netip.Addr, error) {
+	i := slices.IndexFunc(p.cluster.ServiceCIDRs, func(r netip.Prefix) bool { return lb.FamilyOf(r.Addr()) == family })
+	ip, err := lb.AllocateClusterIP(p.cluster.ServiceCIDRs[i], service.Name, func(ip netip.Addr) bool {
 		_, taken := p.used[ip]
 		return taken || p.guard(p.cluster.Name, ip) != ""
 	})
@@ -104,9 +138,8 @@ func (p *plan) choose(service lb.Service) (netip.Addr, error) {
 	return ip, nil
 }
 
-// checkIP tells why a service cannot have the address that it asks for.
-func (p *plan) checkIP(service lb.Service) error {
-	ip := service.ClusterIPs[0]
+// checkIP tells why a service cannot have an address that it asks for.
+func (p *plan) checkIP(service lb.Service, ip netip.Addr) error {
 	if reason := p.guard(service.Cluster, ip); reason != "" {
 		return conflict("service %s: clusterIP %s: %s; choose another, or leave it out to get a free one", service.Name, ip, reason)
 	}
@@ -116,10 +149,10 @@ func (p *plan) checkIP(service lb.Service) error {
 	return nil
 }
 
-// free plans to give up the addresses that are reserved for a service, but for one. Within the plan nobody gets them.
-func (p *plan) free(name lb.Name, but netip.Addr) {
+// free plans to give up the addresses that are reserved for a service, but for those that it keeps. Within the plan nobody gets them.
+func (p *plan) free(name lb.Name, keep []netip.Addr) {
 	for ip, r := range p.used {
-		if r.owner == name.String() && r.revision != 0 && ip != but {
+		if r.owner == name.String() && r.revision != 0 && !slices.Contains(keep, ip) {
 			p.ops = append(p.ops, kvstore.Op{Kind: kvstore.OpDelete, Key: reservationKey(p.cluster.Name, ip)})
 		}
 	}

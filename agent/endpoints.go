@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,13 +11,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"causeway/agent/api"
 	"causeway/clustermesh"
-	"causeway/datapath"
 	"causeway/identity"
 	"causeway/lb"
 )
@@ -41,18 +38,22 @@ type endpoints struct {
 	log      *slog.Logger
 	// away tells that the store is known not to answer.
 	away func() bool
+	// tunnels: addresses of the first pod range are ends of encrypted tunnels.
+	tunnels bool
+	links   podLinks
 
 	mu sync.Mutex
-	// byID are the endpoints that exist, pool has their addresses.
-	byID map[string]identity.Endpoint
-	pool *addressPool
+	// byID are the endpoints that exist, pools have their addresses.
+	byID  map[string]identity.Endpoint
+	pools addressPools
 }
 
 func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Config, mtu int, log *slog.Logger) *endpoints {
 	return &endpoints{
 		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
-		byID: map[string]identity.Endpoint{}, pool: newAddressPool(cfg.Node.PodCIDRs[0]),
+		byID: map[string]identity.Endpoint{}, pools: newAddressPools(cfg.Node.PodCIDRs), links: kernelLinks{},
+		tunnels: cfg.Encryption.Mode != identity.EncryptOff,
 	}
 }
 
@@ -68,7 +69,7 @@ func (e *endpoints) Add(ctx context.Context, req api.EndpointRequest) (identity.
 		return ep, err
 	}
 	if old, ok := e.get(ep.ID()); ok {
-		return ep, conflict("endpoint %s exists already, with address %s", ep.ID(), old.Address)
+		return ep, conflict("endpoint %s exists already, with address %s", ep.ID(), listed(old.Addresses()))
 	}
 	ep.Identity, err = e.allocate(ctx, ep.Labels)
 	if err != nil {
@@ -132,31 +133,30 @@ func (e *endpoints) allocate(ctx context.Context, labels identity.Labels) (ident
 	return 0, fmt.Errorf("no identity for labels %q: %w (labels that are in use already would work without the store)", labels, err)
 }
 
-// connect gives the endpoint an address and its link, and writes it down.
+// connect gives the endpoint its addresses and its link, and writes it down.
 func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if _, ok := e.byID[ep.ID()]; ok {
 		return ep, conflict("endpoint %s exists already", ep.ID())
 	}
-	address, err := e.pool.next()
-	if err != nil {
+	if err := e.pools.next(&ep); err != nil {
 		return ep, err
 	}
-	ep.Address, ep.MTU, ep.HostLink, ep.Created = address, e.mtu, hostLink(ep.ID()), time.Now()
+	ep.MTU, ep.HostLink, ep.Created = e.mtu, hostLink(ep.ID()), time.Now()
 	if _, err := os.Stat(ep.NetNS); errors.Is(err, fs.ErrNotExist) {
 		return ep, invalid("netns %s does not exist; is the pod gone already?", ep.NetNS)
 	}
-	link, err := datapath.CreatePodLink(datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU})
+	link, err := e.links.Create(ep)
 	if err != nil {
 		return ep, err
 	}
 	ep.IfIndex, ep.HostMAC, ep.MAC = link.IfIndex, link.HostMAC, link.MAC
 	e.byID[ep.ID()] = ep
-	e.pool.take(ep.Address)
+	e.pools.take(ep.Addresses())
 	if err := e.save(); err != nil {
 		e.forget(ep)
-		return ep, errors.Join(err, datapath.DeletePodLink(ep.HostLink))
+		return ep, errors.Join(err, e.links.Delete(ep.HostLink))
 	}
 	return ep, e.insert(ep)
 }
@@ -203,7 +203,7 @@ func (e *endpoints) Delete(ctx context.Context, id string) error {
 // disconnect removes everything of an endpoint but the use of its identity. Needs mu.
 func (e *endpoints) disconnect(ep identity.Endpoint) error {
 	e.forget(ep)
-	return errors.Join(e.save(), e.remove(ep), datapath.DeletePodLink(ep.HostLink))
+	return errors.Join(e.save(), e.remove(ep), e.links.Delete(ep.HostLink))
 }
 
 // Renumber gives endpoints the identity that their labels have now.
@@ -223,65 +223,6 @@ func (e *endpoints) Renumber(change identity.Renumbered) error {
 	return e.save()
 }
 
-// Restore brings back the endpoints of the agent's earlier life, as far as their links still exist.
-func (e *endpoints) Restore() error {
-	data, err := os.ReadFile(e.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var kept []identity.Endpoint
-	if err := json.Unmarshal(data, &kept); err != nil {
-		return fmt.Errorf("%s is damaged: %w; remove it to start without the endpoints it holds", e.file, err)
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, ep := range kept {
-		back, err := e.restore(ep)
-		if err != nil {
-			return fmt.Errorf("bringing back endpoint %s: %w", ep.ID(), err)
-		}
-		if !back {
-			e.log.Info("endpoint went away while the agent was down", "endpoint", ep.ID(), "address", ep.Address)
-		}
-	}
-	return e.save()
-}
-
-// readopt returns the identity of an endpoint of an earlier life: the one that it had, or a new one if the cluster has been assigned another ID since.
-func (e *endpoints) readopt(ep identity.Endpoint) (identity.Number, error) {
-	if ep.Identity.Cluster() == e.id {
-		return e.identity.Adopt(context.Background(), ep.Labels, ep.Identity)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), idPatience)
-	defer cancel()
-	return e.identity.Allocate(ctx, ep.Labels)
-}
-
-// restore brings back one endpoint; false if its link is gone, or its address is not this node's any more. An error says
-// that this is not known, so that nothing may be forgotten.
-func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
-	link, ok, err := datapath.PodLinkExists(ep.HostLink)
-	if err != nil || !ok || !e.pool.cidr.Contains(ep.Address) {
-		return false, err
-	}
-	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
-	if err := datapath.RepairPodLink(datapath.PodLinkConfig{HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU}, ep.MAC); err != nil {
-		e.log.Warn("endpoint's link is not repaired", "endpoint", ep.ID(), "error", err)
-	}
-	e.byID[ep.ID()] = ep
-	e.pool.take(ep.Address)
-	number, err := e.readopt(ep)
-	if err != nil {
-		e.log.Warn("endpoint keeps its identity unconfirmed", "endpoint", ep.ID(), "error", err)
-		number = ep.Identity
-	}
-	ep.Identity = number
-	return true, e.insert(ep)
-}
-
 func (e *endpoints) get(id string) (identity.Endpoint, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -291,41 +232,7 @@ func (e *endpoints) get(id string) (identity.Endpoint, bool) {
 
 func (e *endpoints) forget(ep identity.Endpoint) {
 	delete(e.byID, ep.ID())
-	e.pool.give(ep.Address)
-}
-
-// save writes the endpoints down, so that either the old or the new file is there.
-func (e *endpoints) save() error {
-	kept := make([]identity.Endpoint, 0, len(e.byID))
-	for _, id := range slices.Sorted(maps.Keys(e.byID)) {
-		kept = append(kept, e.byID[id])
-	}
-	data, err := json.Marshal(kept)
-	if err != nil {
-		return err
-	}
-	return writeFile(e.file, data)
-}
-
-func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	if err := writeSynced(path+".new", data); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
-// writeSynced returns when the file is on the disk: a rename may get there earlier than what it renames, and an
-// agent does not start with a damaged file.
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	e.pools.give(ep.Addresses())
 }
 
 func (e *endpoints) insert(ep identity.Endpoint) error {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -78,8 +79,8 @@ func (c *Config) check() error {
 	if err := lb.CheckName("node.name", c.Node.Name); err != nil {
 		return err
 	}
-	if a := c.Node.Address; !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
-		return fmt.Errorf("node.address %q: want this node's IPv4 or IPv6 address on the underlay", a)
+	if err := c.checkAddress(); err != nil {
+		return err
 	}
 	if err := c.checkPodCIDRs(); err != nil {
 		return err
@@ -104,7 +105,20 @@ func (c *Config) check() error {
 	return nil
 }
 
-// checkPodCIDRs wants one range of each family that the cluster has, at most two.
+// checkAddress wants an address, of either family, that is nobody's but the node's.
+func (c *Config) checkAddress() error {
+	if err := lb.CheckAddress(c.Node.Address); err != nil {
+		return fmt.Errorf("node.address: %w; want this node's IPv4 or IPv6 address on the underlay", err)
+	}
+	for _, p := range slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs) {
+		if p.Contains(c.Node.Address) {
+			return fmt.Errorf("node.address %s lies in the cluster's own range %s; want this node's address on the underlay", c.Node.Address, p)
+		}
+	}
+	return nil
+}
+
+// checkPodCIDRs wants one range, or one of each family, in the cluster's.
 func (c *Config) checkPodCIDRs() error {
 	if len(c.Node.PodCIDRs) == 0 || len(c.Node.PodCIDRs) > 2 {
 		return fmt.Errorf("node.podCIDRs: %d ranges, want one, or one of IPv4 and one of IPv6", len(c.Node.PodCIDRs))
@@ -112,6 +126,9 @@ func (c *Config) checkPodCIDRs() error {
 	for i, p := range c.Node.PodCIDRs {
 		if !holds(c.Cluster.PodCIDRs, p) {
 			return fmt.Errorf("node.podCIDRs %s: want a range within cluster.podCIDRs %v", p, c.Cluster.PodCIDRs)
+		}
+		if p != p.Masked() {
+			return fmt.Errorf("node.podCIDRs %s: has host bits, write %s", p, p.Masked())
 		}
 		if size := p.Addr().BitLen() - p.Bits(); size < 3 {
 			return fmt.Errorf("node.podCIDRs %s: too small, want 8 addresses or more", p)
@@ -192,14 +209,23 @@ func holds(ranges []netip.Prefix, p netip.Prefix) bool {
 }
 
 // capabilities of agents of this version, for other clusters to require.
-var capabilities = []string{"ipv4", "vxlan", capabilityWireGuard}
+var capabilities = []string{"ipv4", capabilityIPv6, "vxlan", capabilityWireGuard}
 
-// capabilityWireGuard is that of agents which have keys, and send and take packets in WireGuard.
-const capabilityWireGuard = "wireguard"
+const (
+	// capabilityIPv6 is that of agents which carry IPv6 packets of pods, over either family, and translate services' IPv6 addresses.
+	capabilityIPv6 = "ipv6"
+	// capabilityWireGuard is that of agents which have keys, and send and take packets in WireGuard.
+	capabilityWireGuard = "wireguard"
+)
 
-// requires are the capabilities that a cluster must have to be joined with this one.
+// requires are the capabilities that a cluster must have to be joined with this one: no more than this one makes use of, so that older
+// clusters can be joined with those that are like them.
 func (c *Config) requires() []string {
 	all := []string{"ipv4", "vxlan"}
+	used := slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs, []netip.Prefix{host(c.Node.Address)})
+	if slices.ContainsFunc(used, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		all = append(all, capabilityIPv6)
+	}
 	if c.Encryption.Mode.Covers(false) {
 		all = append(all, capabilityWireGuard)
 	}

@@ -74,7 +74,7 @@ func (s *services) applyAll(ctx context.Context, manifests []byte) ([]api.Servic
 }
 
 // tryApply writes the services together with the reservations of their addresses, if none has changed meanwhile.
-func (s *services) tryApply(ctx context.Context, wanted []lb.Service) ([]api.ServiceResult, error) {
+func (s *services) tryApply(ctx context.Context, wanted []k8s.Declaration) ([]api.ServiceResult, error) {
 	p := &plan{services: s}
 	for _, service := range wanted {
 		if err := p.add(ctx, service); err != nil {
@@ -116,7 +116,7 @@ func (s *services) tryDelete(ctx context.Context, name lb.Name) error {
 	}
 	p.conds = []kvstore.Condition{{Key: key, Revision: held.Revision}}
 	p.ops = []kvstore.Op{{Kind: kvstore.OpDelete, Key: key}}
-	p.free(name, netip.Addr{})
+	p.free(name, nil)
 	return s.store.Txn(ctx, p.conds, p.ops)
 }
 

@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +47,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	s := api.Status{
 		Problems: []string{}, Version: Version,
 		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
-		Address: v.cfg.Node.Address.String(), PodCIDR: joined(v.cfg.Node.PodCIDRs), Started: v.started,
+		Address: v.cfg.Node.Address.String(), PodCIDR: listed(v.cfg.Node.PodCIDRs), Started: v.started,
 		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
@@ -92,6 +91,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		s.Problems = append(s.Problems, more()...)
 	}
 	s.Problems = append(s.Problems, failOpen(txn, v.tables)...)
+	s.Problems = append(s.Problems, oneFamily(txn, v.tables, v.cfg.Cluster.Name)...)
 	entries := 0
 	for _, r := range v.refusals.List() {
 		s.Refusals = append(s.Refusals, api.Refusal{Cluster: r.Cluster, Key: r.Key, Reason: r.Reason, Count: r.Count, Last: r.Last})
@@ -205,6 +205,27 @@ func failOpen(txn statedb.ReadTxn, tables *clustermesh.Tables) (problems []strin
 	return problems
 }
 
+// oneFamily says which addresses of the cluster's own services have no backend of their family, while there are some of the other: who
+// connects to them is refused, though the service is well to see. Other clusters' addresses are their own nodes' to complain of.
+func oneFamily(txn statedb.ReadTxn, tables *clustermesh.Tables, cluster string) (problems []string) {
+	backends := map[lb.PortKey]int{}
+	for row := range tables.Targets.All(txn) {
+		backends[row.Object.Port]++
+	}
+	for row := range tables.Frontends.All(txn) {
+		f, other := row.Object, row.Object.Target
+		if other.Family = lb.IPv4; f.Target.Family == lb.IPv4 {
+			other.Family = lb.IPv6
+		}
+		if f.Cluster == cluster && backends[f.Target] == 0 && backends[other] > 0 {
+			problems = append(problems, fmt.Sprintf("service %s: connections to %s are refused, since none of its %d backends has an %s address",
+				f.Target.Service, f.FrontendKey, backends[other], f.Target.Family))
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}
+
 func rowStatus(s clustermesh.Status) api.RowStatus {
 	return api.RowStatus{Kind: string(s.Kind), Error: s.Error, At: s.At}
 }
@@ -280,11 +301,11 @@ func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
 	return out, []<-chan struct{}{c1, c2, c3}, nil
 }
 
-// joined lists prefixes for people.
-func joined(prefixes []netip.Prefix) string {
-	texts := make([]string, len(prefixes))
-	for i, p := range prefixes {
-		texts[i] = p.String()
+// listed lists addresses or prefixes for people.
+func listed[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = v.String()
 	}
 	return strings.Join(texts, ", ")
 }

@@ -31,13 +31,13 @@ type Local struct {
 	// slices are those that this node offers now, by service.
 	slices map[lb.Name][]lb.Slice
 	// addresses that endpoints were seen with, by their IDs.
-	addresses map[string]netip.Addr
+	addresses map[string][]netip.Addr
 	after     chan func()
 }
 
 // NewLocal returns a source that writes nothing until Run, except for the node itself.
 func NewLocal(cfg LocalConfig) (*Local, error) {
-	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, addresses: map[string]netip.Addr{}, after: make(chan func(), 1)}
+	l := &Local{LocalConfig: cfg, slices: map[lb.Name][]lb.Slice{}, addresses: map[string][]netip.Addr{}, after: make(chan func(), 1)}
 	l.Node.Local, l.sequence = true, cfg.Node.Sequence
 	return l, l.putNode()
 }
@@ -159,11 +159,12 @@ func (l *Local) Run(ctx context.Context) error {
 	}
 }
 
-// endpoint brings the address row and publication of one endpoint up to date, and notes the services
+// endpoint brings the address rows and publications of one endpoint up to date, and notes the services
 // that it concerns.
 func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, dirty map[lb.Name]struct{}) error {
+	former, now := l.addresses[ep.ID()], validAddresses(ep)
 	for name, held := range l.slices {
-		if name.Namespace == ep.Namespace && holdsBackend(held, ep.Address) {
+		if name.Namespace == ep.Namespace && (holdsBackend(held, former) || holdsBackend(held, now)) {
 			dirty[name] = struct{}{}
 		}
 	}
@@ -172,82 +173,77 @@ func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, 
 			dirty[row.Object.Name] = struct{}{}
 		}
 	}
-	if err := l.withdrawFormer(ep, gone); err != nil {
-		return err
+	if gone {
+		delete(l.addresses, ep.ID())
+	} else {
+		l.addresses[ep.ID()] = now
 	}
-	if !ep.Address.IsValid() {
-		return nil
-	}
-	t := l.Tables
-	row := identity.Address{
-		Cluster: l.Node.Cluster, ClusterID: l.Node.ClusterID,
-		Prefix:   netip.PrefixFrom(ep.Address, ep.Address.BitLen()),
-		Identity: ep.Identity, Node: l.Node.Name, NodeAddress: l.Node.Address, Endpoint: ep.ID(), Local: true,
-	}
-	txn := t.DB.WriteTxn(t.Addresses, t.Publications)
+	txn := l.Tables.DB.WriteTxn(l.Tables.Addresses, l.Tables.Publications)
 	defer txn.Abort()
-	key := identity.AddressKey(l.Node.Cluster, ep.Address)
-	old, _, had := t.Addresses.Get(txn, t.Addresses.ByKey(t.Addresses.Key(row)))
-	switch {
-	case gone && had && old.Object.Endpoint == ep.ID():
-		if err := Remove(txn, t.Addresses, t.Addresses.Key(row)); err != nil {
+	for _, a := range slices.Concat(former, now) {
+		if !gone && slices.Contains(now, a) {
+			continue
+		}
+		// Also what it had before, if it was deleted and added again before that was seen.
+		if err := l.withdraw(txn, ep, a); err != nil {
 			return err
 		}
-		if err := Remove(txn, t.Publications, key); err != nil {
-			return err
-		}
-	case !gone:
-		if had {
-			row.Version = old.Object.Version
-		}
-		if had && equal(old.Object, row) {
-			return nil // a status of the endpoint's changed, not the endpoint
-		}
-		row.Version = l.next()
-		if _, err := Put(txn, t.Addresses, row, equal); err != nil {
-			return err
-		}
-		if err := l.publish(txn, key, identity.EncodeAddress(row), true); err != nil {
-			return err
+	}
+	if !gone {
+		for _, a := range now {
+			if err := l.offer(txn, ep, a); err != nil {
+				return err
+			}
 		}
 	}
 	txn.Commit()
 	return nil
 }
 
-// withdrawFormer withdraws the address that the endpoint had before, if it was deleted and added
-// again before that was seen.
-func (l *Local) withdrawFormer(ep identity.Endpoint, gone bool) error {
-	former, known := l.addresses[ep.ID()]
-	if gone {
-		delete(l.addresses, ep.ID())
-	} else {
-		l.addresses[ep.ID()] = ep.Address
-	}
-	if !known || former == ep.Address {
-		return nil
-	}
+func validAddresses(ep identity.Endpoint) []netip.Addr {
+	return slices.DeleteFunc(ep.Addresses(), func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+// offer writes the row and the publication of an endpoint's address, unless they are as they should be: a status of the
+// endpoint's may have changed, and not the endpoint.
+func (l *Local) offer(txn statedb.WriteTxn, ep identity.Endpoint, a netip.Addr) error {
 	t := l.Tables
-	txn := t.DB.WriteTxn(t.Addresses, t.Publications)
-	defer txn.Abort()
-	row, _, ok := t.Addresses.Get(txn, t.Addresses.ByKey(l.Node.Cluster+"/"+netip.PrefixFrom(former, former.BitLen()).String()))
+	row := identity.Address{
+		Cluster: l.Node.Cluster, ClusterID: l.Node.ClusterID,
+		Prefix:   netip.PrefixFrom(a, a.BitLen()),
+		Identity: ep.Identity, Node: l.Node.Name, NodeAddress: l.Node.Address, Endpoint: ep.ID(), Local: true,
+	}
+	if old, _, had := t.Addresses.Get(txn, t.Addresses.ByKey(t.Addresses.Key(row))); had {
+		row.Version = old.Object.Version
+		if equal(old.Object, row) {
+			return nil
+		}
+	}
+	row.Version = l.next()
+	if _, err := Put(txn, t.Addresses, row, equal); err != nil {
+		return err
+	}
+	return l.publish(txn, identity.AddressKey(l.Node.Cluster, a), identity.EncodeAddress(row), true)
+}
+
+// withdraw takes back what offer wrote, unless the address is another endpoint's by now.
+func (l *Local) withdraw(txn statedb.WriteTxn, ep identity.Endpoint, a netip.Addr) error {
+	t := l.Tables
+	row, _, ok := t.Addresses.Get(txn, t.Addresses.ByKey(l.Node.Cluster+"/"+netip.PrefixFrom(a, a.BitLen()).String()))
 	if !ok || row.Object.Endpoint != ep.ID() {
-		return nil // another endpoint's by now
+		return nil
 	}
 	if _, _, err := t.Addresses.Delete(txn, row); err != nil {
 		return err
 	}
-	if err := Remove(txn, t.Publications, identity.AddressKey(l.Node.Cluster, former)); err != nil {
-		return err
-	}
-	txn.Commit()
-	return nil
+	return Remove(txn, t.Publications, identity.AddressKey(l.Node.Cluster, a))
 }
 
-func holdsBackend(held []lb.Slice, address netip.Addr) bool {
+// holdsBackend tells whether one of the addresses is a backend of the slices.
+func holdsBackend(held []lb.Slice, addresses []netip.Addr) bool {
 	for _, slice := range held {
 		for _, backend := range slice.Backends {
-			if backend.Address == address {
+			if slices.Contains(addresses, backend.Address) {
 				return true
 			}
 		}
@@ -306,7 +302,7 @@ func (l *Local) endpointViews(read statedb.ReadTxn, service lb.Service) []lb.End
 	for row := range l.Tables.Endpoints.Prefix(read, l.Tables.Endpoints.ByKey(service.Name.Namespace+"/")) {
 		ep := row.Object
 		views = append(views, lb.EndpointView{
-			Address: ep.Address, ID: ep.ID(), Labels: ep.Labels, Ready: ep.State == identity.EndpointReady,
+			Addresses: validAddresses(ep), ID: ep.ID(), Labels: ep.Labels, Ready: ep.State == identity.EndpointReady,
 		})
 	}
 	return views

@@ -99,6 +99,46 @@ func TestEndpointsArePublishedAsTheirStateSays(t *testing.T) {
 	})
 }
 
+func TestAPodWithTwoAddressesIsPublishedWithBoth(t *testing.T) {
+	_, tables := startLocal(t)
+	service := eastShop()
+	service.ClusterIPs = append(service.ClusterIPs, netip.MustParseAddr("fd00:1::9"))
+	insert(t, tables, tables.Services, service)
+	is := func(what, addresses, backends string) {
+		t.Helper()
+		untilTables(t, tables, what, func(txn statedb.ReadTxn) bool {
+			var rows, keys, behind []string
+			for row := range tables.Addresses.All(txn) {
+				if row.Object.Endpoint != "" {
+					rows = append(rows, row.Object.Prefix.Addr().String())
+				}
+			}
+			for row := range tables.Publications.All(txn) {
+				if ip, ok := strings.CutPrefix(row.Object.Key, identity.AddressesPrefix("east")); ok {
+					keys = append(keys, ip)
+				}
+			}
+			for _, b := range tables.BackendsOf(txn, service.Name) {
+				behind = append(behind, b.Address.String())
+			}
+			return strings.Join(rows, " ") == addresses && strings.Join(keys, " ") == addresses && strings.Join(behind, " ") == backends
+		})
+	}
+	ep := pod("a", "10.1.1.5", identity.EndpointReady)
+	ep.Address6 = netip.MustParseAddr("fd00:10:0:1::5")
+	insert(t, tables, tables.Endpoints, ep)
+	is("both addresses are there", "10.1.1.5 fd00:10:0:1::5", "10.1.1.5 fd00:10:0:1::5")
+
+	ep.Address6 = netip.MustParseAddr("fd00:10:0:1::6") // deleted and added again, before anybody saw that
+	insert(t, tables, tables.Endpoints, ep)
+	is("the former one is withdrawn", "10.1.1.5 fd00:10:0:1::6", "10.1.1.5 fd00:10:0:1::6")
+
+	ep = pod("a", "10.1.1.7", identity.EndpointReady)
+	ep.Labels = identity.Labels{"app": "cart"}
+	insert(t, tables, tables.Endpoints, ep)
+	is("what was a backend is none any more", "10.1.1.7", "")
+}
+
 func TestAStatusOfARowIsNotPublishedAgain(t *testing.T) {
 	_, tables := startLocal(t)
 	ep := pod("a", "10.1.1.5", identity.EndpointReady)

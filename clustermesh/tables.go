@@ -151,13 +151,11 @@ func BackendKey(b lb.Backend) string {
 }
 
 // FrontendKey is the primary key of the frontends table.
-func FrontendKey(f lb.Frontend) string {
-	return fmt.Sprintf("%s:%d/%s", f.Address, f.Port, f.Protocol)
-}
+func FrontendKey(f lb.Frontend) string { return f.FrontendKey.String() }
 
 // TargetKey is the primary key of the targets table.
 func TargetKey(t lb.Target) string {
-	return fmt.Sprintf("%s|%s:%d", t.Port, t.Address, t.Number)
+	return t.Port.String() + "|" + netip.AddrPortFrom(t.Address, t.Number).String()
 }
 
 // IdentityOf returns the cluster's identity for labels, if the table has it.

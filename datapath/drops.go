@@ -19,12 +19,11 @@ type Drop struct {
 const (
 	DropMalformed       = "malformed packet"
 	DropNotIP           = "neither IP nor ARP"
-	DropIPv6            = "IPv6 not supported yet"
 	DropIPv6LinkLocal   = "IPv6 link-local (harmless)"
 	DropSpoofedAddress  = "source address is not the pod's"
 	DropSpoofedMAC      = "source MAC is not the pod's"
 	DropTTLExpired      = "TTL expired"
-	DropTooBig          = "larger than the pod MTU"
+	DropTooBig          = "larger than the way's MTU"
 	DropNoEndpoint      = "no such endpoint on the node"
 	DropUnusedAddress   = "no endpoint or service at the address"
 	DropNoTunnelKey     = "came without a tunnel key"
@@ -32,12 +31,14 @@ const (
 	DropForeignIdentity = "identity is not of the sending node's cluster"
 	DropNoBackend       = "service has no backend"
 	DropNoTunnel        = "tunnel refused by the kernel"
+	DropNoNode          = "no such node"
+	DropUnencrypted     = "must be encrypted and cannot be"
+	DropCleartext       = "not encrypted as agreed with the sending node"
 )
 
 var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_MALFORMED:        DropMalformed,
 	bpfDropReasonDROP_NOT_IP:           DropNotIP,
-	bpfDropReasonDROP_IPV6:             DropIPv6,
 	bpfDropReasonDROP_IPV6LINK_LOCAL:   DropIPv6LinkLocal,
 	bpfDropReasonDROP_SPOOFED_ADDRESS:  DropSpoofedAddress,
 	bpfDropReasonDROP_SPOOFED_MAC:      DropSpoofedMAC,
@@ -50,6 +51,9 @@ var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_FOREIGN_IDENTITY: DropForeignIdentity,
 	bpfDropReasonDROP_NO_BACKEND:       DropNoBackend,
 	bpfDropReasonDROP_NO_TUNNEL:        DropNoTunnel,
+	bpfDropReasonDROP_NO_NODE:          DropNoNode,
+	bpfDropReasonDROP_UNENCRYPTED:      DropUnencrypted,
+	bpfDropReasonDROP_CLEARTEXT:        DropCleartext,
 }
 
 var directions = map[bpfDirection]string{bpfDirectionEGRESS: "egress", bpfDirectionINGRESS: "ingress"}

@@ -54,7 +54,8 @@ type Fault struct {
 	Lost uint64 `json:"lost"`
 }
 
-// What an MTU may be, in bytes: every IPv4 link carries the smallest one (RFC 791), and no IPv4 packet exceeds the largest.
+// What an MTU may be, in bytes: every IPv4 link carries the smallest one (RFC 791), and no IPv4 packet exceeds the largest. IPv6
+// wants 1280 (RFC 8200), but a path may lose whatever it likes.
 const (
 	MinMTU = 68
 	MaxMTU = math.MaxUint16
@@ -116,8 +117,8 @@ func (f *Faults) SetLoss(flow Flow, percent float64) error {
 // included; 0 ends it. Nobody is told, as on the Internet where ICMP is filtered. Packets that are still to be cut into segments
 // count by the size of these.
 func (f *Faults) SetMTU(from, to netip.Addr, mtu int) error {
-	if !from.Unmap().Is4() || !to.Unmap().Is4() {
-		return fmt.Errorf("an MTU is between IPv4 addresses, not %q and %q", from, to)
+	if err := checkPair(from, to); err != nil {
+		return fmt.Errorf("an MTU is %w", err)
 	}
 	key := faultPathKey{From: faultIpAddr(toIP(from)), To: faultIpAddr(toIP(to))}
 	if mtu == 0 {
@@ -129,12 +130,20 @@ func (f *Faults) SetMTU(from, to netip.Addr, mtu int) error {
 	return f.paths.put(key, faultPath{Mtu: uint32(mtu)})
 }
 
+// checkPair tells what is wrong about two addresses that packets should go between.
+func checkPair(from, to netip.Addr) error {
+	if !from.IsValid() || !to.IsValid() || from.Unmap().Is4() != to.Unmap().Is4() {
+		return fmt.Errorf("between two addresses of one family, not %q and %q", from, to)
+	}
+	return nil
+}
+
 func (f Flow) key() (key faultFaultKey, err error) {
 	if f == (Flow{}) {
 		return key, nil
 	}
-	if !f.From.Unmap().Is4() || !f.To.Unmap().Is4() {
-		return key, fmt.Errorf("faults are between IPv4 addresses, not %q and %q", f.From, f.To)
+	if err := checkPair(f.From, f.To); err != nil {
+		return key, fmt.Errorf("faults are %w", err)
 	}
 	key.From, key.To = faultIpAddr(toIP(f.From)), faultIpAddr(toIP(f.To))
 	if f.Port == 0 && f.Protocol == "" {

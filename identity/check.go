@@ -39,15 +39,28 @@ func CheckLabels(labels Labels) error {
 	return nil
 }
 
+// Bounds of prefixes: an IPv4 range may be as wide as 10.0.0.0/8, an IPv6 range as what a provider gets. The narrowest IPv6 range has 8
+// addresses, of which half are the node's own.
+const (
+	widestIPv4, widestIPv6 = 8, 32
+	narrowestIPv6          = 125
+)
+
 // checkPrefix refuses a prefix that endpoints or services cannot have addresses from.
 func checkPrefix(p netip.Prefix) error {
+	widest := widestIPv6
+	if p.Addr().Is4() {
+		widest = widestIPv4
+	}
 	switch {
 	case !p.IsValid():
 		return errors.New("prefix is missing")
 	case p != p.Masked():
 		return fmt.Errorf("prefix %s has host bits, write %s", p, p.Masked())
-	case p.Bits() < 8:
-		return fmt.Errorf("prefix %s is wider than /8", p)
+	case p.Bits() < widest:
+		return fmt.Errorf("prefix %s is wider than /%d", p, widest)
+	case p.Addr().Is6() && p.Bits() > narrowestIPv6:
+		return fmt.Errorf("prefix %s is narrower than /%d", p, narrowestIPv6)
 	}
 	if err := lb.CheckAddress(p.Addr()); err != nil {
 		return fmt.Errorf("prefix %s: %w", p, err)

@@ -10,6 +10,7 @@ import (
 
 func FuzzDecodeNode(f *testing.F) {
 	f.Add(nodeKey, []byte(nodeValue))
+	f.Add("causeway/v1/nodes/east/n", []byte(`{"cluster":"east","clusterID":1,"name":"n","address":"2001:db8::11","podCIDRs":["10.1.1.0/24","fd00:10:0:1::/64"],"instance":"i","incarnation":1}`))
 	f.Add(node3Key, []byte(node3Value))
 	f.Add(node3Key, []byte(`{"cluster":"east","clusterID":1,"name":"node3","address":"10.0.0.1","podCIDRs":["10.1.3.0/29"],"instance":"i","gossipKey":"","tunnelKeys":[],"mtu":576,"incarnation":1}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
@@ -41,6 +42,7 @@ func FuzzDecodeIdentity(f *testing.F) {
 
 func FuzzDecodeCluster(f *testing.F) {
 	f.Add([]byte(clusterValue))
+	f.Add([]byte(`{"name":"east","id":1,"podCIDRs":["10.1.0.0/16","fd00:10::/48"],"serviceCIDRs":["fd00:1::/112","100.64.64.0/18"],"version":"v0.2.0"}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		if c, err := DecodeCluster(ClusterKey, value); err == nil {
 			if len(c.Capabilities) == 0 {

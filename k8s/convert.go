@@ -17,28 +17,32 @@ import (
 const defaultNamespace = "default"
 
 // convert turns a Service into ours, or tells which field it cannot honour.
-func convert(s *corev1.Service) (lb.Service, error) {
+func convert(s *corev1.Service) (Declaration, error) {
 	if err := checkSupported(&s.Spec); err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	name, err := serviceName(s)
 	if err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	options, err := lb.ParseAnnotations(s.Annotations)
 	if err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	if err := checkSelector(s.Spec.Selector); err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	ports, err := convertPorts(s.Spec.Ports)
 	if err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	ips, err := clusterIPs(&s.Spec)
 	if err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
+	}
+	families, err := convertFamilies(&s.Spec, ips)
+	if err != nil {
+		return Declaration{}, err
 	}
 	service := lb.Service{
 		Name:        name,
@@ -50,17 +54,20 @@ func convert(s *corev1.Service) (lb.Service, error) {
 		Selector:    s.Spec.Selector,
 		Annotations: s.Annotations,
 	}
-	return service, checkStorable(service)
+	return Declaration{Service: service, Families: families}, checkStorable(service)
 }
 
 // checkStorable refuses what is too large to be stored in any cluster.
 func checkStorable(s lb.Service) error {
 	s.Cluster, s.ClusterID = strings.Repeat("c", 63), 255
-	if len(s.ClusterIPs) == 0 {
-		s.ClusterIPs = []netip.Addr{netip.AddrFrom4([4]byte{100, 127, 255, 255})}
+	if len(s.ClusterIPs) < 2 { // more may be allocated
+		s.ClusterIPs = []netip.Addr{netip.AddrFrom4([4]byte{100, 127, 255, 255}), longAddress}
 	}
 	return lb.CheckService(s)
 }
+
+// longAddress takes as many bytes to write as any.
+var longAddress = netip.MustParseAddr("fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
 
 func serviceName(s *corev1.Service) (lb.Name, error) {
 	if s.Name == "" && s.GenerateName != "" {
@@ -83,9 +90,6 @@ func serviceName(s *corev1.Service) (lb.Name, error) {
 // the case anyway, as the API server fills them in, pass.
 func checkSupported(spec *corev1.ServiceSpec) error {
 	if err := checkType(spec); err != nil {
-		return err
-	}
-	if err := checkFamilies(spec); err != nil {
 		return err
 	}
 	if a := spec.SessionAffinity; a != "" && a != corev1.ServiceAffinityNone {
@@ -129,21 +133,6 @@ func checkType(spec *corev1.ServiceSpec) error {
 		if field.set {
 			return fmt.Errorf("spec.%s has no effect on a Service of type ClusterIP: remove it", field.name)
 		}
-	}
-	return nil
-}
-
-func checkFamilies(spec *corev1.ServiceSpec) error {
-	for _, f := range spec.IPFamilies {
-		if f != corev1.IPv4Protocol {
-			return fmt.Errorf("spec.ipFamilies has %.80q: services have IPv4 addresses only in this version", f)
-		}
-	}
-	if len(spec.IPFamilies) > 1 {
-		return errors.New("spec.ipFamilies has IPv4 twice")
-	}
-	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack && *p != corev1.IPFamilyPolicyPreferDualStack {
-		return fmt.Errorf("spec.ipFamilyPolicy %.80q: services have IPv4 addresses only in this version, write SingleStack", *p)
 	}
 	return nil
 }
@@ -224,34 +213,4 @@ func portNumber(field string, n int32) (uint16, error) {
 		return 0, fmt.Errorf("%s %d: %s", field, n, strings.Join(problems, ", "))
 	}
 	return uint16(n), nil
-}
-
-// clusterIPs returns the address that the manifest asks for, none if it leaves the choice to the cluster.
-func clusterIPs(spec *corev1.ServiceSpec) ([]netip.Addr, error) {
-	wanted := spec.ClusterIP
-	switch {
-	case len(spec.ClusterIPs) > 1:
-		return nil, fmt.Errorf("spec.clusterIPs has %d addresses: a service has one in this version", len(spec.ClusterIPs))
-	case len(spec.ClusterIPs) == 1 && wanted == "":
-		wanted = spec.ClusterIPs[0]
-	case len(spec.ClusterIPs) == 1 && wanted != spec.ClusterIPs[0]:
-		return nil, fmt.Errorf("spec.clusterIP %.80q and spec.clusterIPs %.80q differ", wanted, spec.ClusterIPs[0])
-	}
-	switch wanted {
-	case "":
-		return nil, nil
-	case corev1.ClusterIPNone:
-		return nil, errors.New("spec.clusterIP None (a headless Service) has no address to balance, which Causeway does not serve")
-	}
-	ip, err := netip.ParseAddr(wanted)
-	if err == nil && !ip.Is4() {
-		err = errors.New("services have IPv4 addresses only in this version")
-	}
-	if err == nil {
-		err = lb.CheckAddress(ip)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("spec.clusterIP %.80q: %w", wanted, err)
-	}
-	return []netip.Addr{ip}, nil
 }

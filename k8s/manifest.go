@@ -26,9 +26,9 @@ const MaxManifest = 1 << 20
 // Lists of them. It refuses the whole file if it cannot honour all of it, so that no
 // field is silently without effect; the error names the document, the Service and the field.
 //
-// In what it returns Cluster and ClusterID are for the cluster to fill in, and ClusterIPs has the address that the
-// manifest asks for, none if it leaves the choice to the cluster.
-func ParseServices(data []byte) ([]lb.Service, error) {
+// In what it returns Cluster and ClusterID are for the cluster to fill in, and ClusterIPs has the addresses that the
+// manifest asks for, which may be fewer than its families want: the others are the cluster's to choose.
+func ParseServices(data []byte) ([]Declaration, error) {
 	if len(data) > MaxManifest {
 		return nil, fmt.Errorf("the file has %d bytes, at most %d are allowed", len(data), MaxManifest)
 	}
@@ -36,7 +36,7 @@ func ParseServices(data []byte) ([]lb.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	var services []lb.Service
+	var services []Declaration
 	for i, document := range documents {
 		found, err := parseDocument(document)
 		if err != nil {
@@ -53,8 +53,15 @@ func ParseServices(data []byte) ([]lb.Service, error) {
 	return services, nil
 }
 
+// Declaration is a Service as a manifest has it, before its cluster gives it addresses.
+type Declaration struct {
+	lb.Service
+	// Families of the cluster IPs that it wants.
+	Families lb.FamilyRequest
+}
+
 // checkUnique refuses a Service that the file has twice: which of them is meant?
-func checkUnique(services []lb.Service) error {
+func checkUnique(services []Declaration) error {
 	seen := map[lb.Name]bool{}
 	for _, s := range services {
 		if seen[s.Name] {
@@ -108,7 +115,7 @@ func splitJSON(data []byte) ([][]byte, error) {
 }
 
 // parseDocument reads one object: a Service or a list of them.
-func parseDocument(document []byte) ([]lb.Service, error) {
+func parseDocument(document []byte) ([]Declaration, error) {
 	var kind metav1.TypeMeta
 	if err := json.Unmarshal(document, &kind); err != nil {
 		return nil, fmt.Errorf("it is not a Kubernetes object: %w", err)
@@ -118,7 +125,7 @@ func parseDocument(document []byte) ([]lb.Service, error) {
 		return nil, errors.New("it has no kind")
 	case kind.APIVersion == "v1" && kind.Kind == "Service":
 		s, err := parseService(document)
-		return []lb.Service{s}, err
+		return []Declaration{s}, err
 	case kind.APIVersion == "v1" && (kind.Kind == "List" || kind.Kind == "ServiceList"):
 		return parseList(document)
 	}
@@ -132,12 +139,12 @@ type list struct {
 	Items           []json.RawMessage `json:"items"`
 }
 
-func parseList(document []byte) ([]lb.Service, error) {
+func parseList(document []byte) ([]Declaration, error) {
 	var l list
 	if err := strict(document, &l); err != nil {
 		return nil, err
 	}
-	var services []lb.Service
+	var services []Declaration
 	for i, item := range l.Items {
 		var kind metav1.TypeMeta
 		if err := json.Unmarshal(item, &kind); err != nil {
@@ -156,14 +163,14 @@ func parseList(document []byte) ([]lb.Service, error) {
 	return services, nil
 }
 
-func parseService(document []byte) (lb.Service, error) {
+func parseService(document []byte) (Declaration, error) {
 	var service corev1.Service
 	if err := strict(document, &service); err != nil {
-		return lb.Service{}, err
+		return Declaration{}, err
 	}
 	s, err := convert(&service)
 	if err != nil {
-		return lb.Service{}, fmt.Errorf("service %s: %w", displayName(&service), err)
+		return Declaration{}, fmt.Errorf("service %s: %w", displayName(&service), err)
 	}
 	return s, nil
 }

@@ -47,7 +47,7 @@ var parsedShop = lb.Service{
 
 func TestParseServices(t *testing.T) {
 	got, err := ParseServices([]byte(shop))
-	if err != nil || !reflect.DeepEqual(got, []lb.Service{parsedShop}) {
+	if err != nil || !reflect.DeepEqual(got, []Declaration{{parsedShop, lb.FamilyRequest{Policy: lb.SingleStack}}}) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, parsedShop)
 	}
 }
@@ -102,18 +102,42 @@ func TestParseServicesForms(t *testing.T) {
 	}
 }
 
-func TestRequestedClusterIP(t *testing.T) {
-	for fields, want := range map[string][]netip.Addr{
-		"type: ClusterIP":           nil,
-		`clusterIP: ""`:             nil,
-		"clusterIP: 100.64.64.7":    {netip.MustParseAddr("100.64.64.7")},
-		"clusterIPs: [100.64.64.7]": {netip.MustParseAddr("100.64.64.7")},
-		"clusterIP: 100.64.64.7\n  clusterIPs: [100.64.64.7]": {netip.MustParseAddr("100.64.64.7")},
-		"ipFamilyPolicy: PreferDualStack":                     nil,
+func TestRequestedClusterIPs(t *testing.T) {
+	const four, six = "100.64.64.7", "fd00:1::7"
+	for _, test := range []struct {
+		fields   string
+		ips      string
+		policy   lb.FamilyPolicy
+		families []lb.Family
+	}{
+		{"type: ClusterIP", "", lb.SingleStack, nil},
+		{`clusterIP: ""`, "", lb.SingleStack, nil},
+		{"clusterIP: " + four, four, lb.SingleStack, []lb.Family{lb.IPv4}},
+		{"clusterIPs: [" + four + "]", four, lb.SingleStack, []lb.Family{lb.IPv4}},
+		{"clusterIP: " + four + "\n  clusterIPs: [" + four + "]", four, lb.SingleStack, []lb.Family{lb.IPv4}},
+		{"clusterIP: '" + six + "'", six, lb.SingleStack, []lb.Family{lb.IPv6}},
+		{"clusterIP: 'FD00:1:0::7'", six, lb.SingleStack, []lb.Family{lb.IPv6}},
+		{"clusterIPs: [" + four + ", '" + six + "']", four + " " + six, lb.RequireDualStack, []lb.Family{lb.IPv4, lb.IPv6}},
+		{"clusterIP: '" + six + "'\n  clusterIPs: ['" + six + "', " + four + "]", six + " " + four, lb.RequireDualStack, []lb.Family{lb.IPv6, lb.IPv4}},
+		{"clusterIP: " + four + "\n  ipFamilyPolicy: PreferDualStack", four, lb.PreferDualStack, []lb.Family{lb.IPv4}},
+		{"clusterIP: " + four + "\n  ipFamilies: [IPv4, IPv6]", four, lb.RequireDualStack, []lb.Family{lb.IPv4, lb.IPv6}},
+		{"ipFamilyPolicy: PreferDualStack", "", lb.PreferDualStack, nil},
+		{"ipFamilyPolicy: RequireDualStack", "", lb.RequireDualStack, nil},
+		{"ipFamilies: [IPv6]", "", lb.SingleStack, []lb.Family{lb.IPv6}},
+		{"ipFamilies: [IPv6, IPv4]", "", lb.RequireDualStack, []lb.Family{lb.IPv6, lb.IPv4}},
+		{"ipFamilies: [IPv6, IPv4]\n  ipFamilyPolicy: PreferDualStack", "", lb.PreferDualStack, []lb.Family{lb.IPv6, lb.IPv4}},
 	} {
-		services, err := ParseServices([]byte(strings.Replace(shop, "spec:\n", "spec:\n  "+fields+"\n", 1)))
-		if err != nil || !reflect.DeepEqual(services[0].ClusterIPs, want) {
-			t.Errorf("%s: %+v, %v", fields, services, err)
+		services, err := ParseServices([]byte(strings.Replace(shop, "spec:\n", "spec:\n  "+test.fields+"\n", 1)))
+		if err != nil {
+			t.Errorf("%s: %v", test.fields, err)
+			continue
+		}
+		var ips []string
+		for _, ip := range services[0].ClusterIPs {
+			ips = append(ips, ip.String())
+		}
+		if want := (lb.FamilyRequest{Policy: test.policy, Families: test.families}); strings.Join(ips, " ") != test.ips || !reflect.DeepEqual(services[0].Families, want) {
+			t.Errorf("%s: %s, %+v; want %s, %+v", test.fields, ips, services[0].Families, test.ips, want)
 		}
 	}
 }
@@ -170,16 +194,25 @@ func TestParseServicesRefuses(t *testing.T) {
 		{"spec:", "spec:\n  type: ExternalName\n  externalName: a.b", "spec.type ExternalName is a DNS alias"},
 		{"spec:", "spec:\n  type: Cluster", `spec.type "Cluster" is not known`},
 		{"spec:", "spec:\n  clusterIP: None", "spec.clusterIP None (a headless Service)"},
-		{"spec:", "spec:\n  clusterIP: fd00::1", `spec.clusterIP "fd00::1": services have IPv4 addresses only`},
-		{"spec:", "spec:\n  clusterIP: ::ffff:1.2.3.4", "services have IPv4 addresses only"},
+		{"spec:", "spec:\n  clusterIP: ::ffff:1.2.3.4", "is IPv4 written as IPv6, write 1.2.3.4"},
+		{"spec:", "spec:\n  clusterIP: 'fe80::1'", `spec.clusterIP "fe80::1": address fe80::1 is link-local`},
+		{"spec:", "spec:\n  clusterIP: 'fd00::1%eth0'", "has a zone"},
 		{"spec:", "spec:\n  clusterIP: 127.0.0.1", "is a loopback address"},
 		{"spec:", "spec:\n  clusterIP: 100.64.64", `spec.clusterIP "100.64.64"`},
 		{"spec:", "spec:\n  clusterIP: 100.64.64.1\n  clusterIPs: [100.64.64.2]", "differ"},
-		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1']", "spec.clusterIPs has 2 addresses"},
-		{"spec:", "spec:\n  ipFamilies: [IPv6]", `spec.ipFamilies has "IPv6"`},
-		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv6]", `spec.ipFamilies has "IPv6"`},
+		{"spec:", "spec:\n  clusterIPs: [None]", "headless"},
+		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, '']", "has an empty address"},
+		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1', 'fd00::2']", "spec.clusterIPs has 3 addresses"},
+		{"spec:", "spec:\n  clusterIPs: ['fd00::1', 'fd00::2']", "two addresses of IPv6"},
+		{"spec:", "spec:\n  clusterIP: 'fd00::1'\n  clusterIPs: [100.64.64.1, 'fd00::1']", "differ"},
+		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1']\n  ipFamilyPolicy: SingleStack", "name two families"},
+		{"spec:", "spec:\n  clusterIPs: [100.64.64.1, 'fd00::1']\n  ipFamilies: [IPv6, IPv4]", "spec.clusterIPs[0] 100.64.64.1 is IPv4, but spec.ipFamilies[0] IPv6"},
+		{"spec:", "spec:\n  clusterIP: 100.64.64.1\n  ipFamilies: [IPv6]", "is IPv4, but spec.ipFamilies[0] IPv6"},
+		{"spec:", "spec:\n  ipFamilies: [IPv5]", `spec.ipFamilies has "IPv5"`},
+		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv6, IPv4]", "spec.ipFamilies has 3 entries"},
 		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv4]", "spec.ipFamilies has IPv4 twice"},
-		{"spec:", "spec:\n  ipFamilyPolicy: RequireDualStack", `spec.ipFamilyPolicy "RequireDualStack"`},
+		{"spec:", "spec:\n  ipFamilies: [IPv4, IPv6]\n  ipFamilyPolicy: SingleStack", "name two families"},
+		{"spec:", "spec:\n  ipFamilyPolicy: DualStack", `spec.ipFamilyPolicy "DualStack" is not one of`},
 		{"spec:", "spec:\n  sessionAffinity: ClientIP", `spec.sessionAffinity "ClientIP" is not available in this version`},
 		{"spec:", "spec:\n  internalTrafficPolicy: Local", `spec.internalTrafficPolicy "Local" is not available`},
 		{"spec:", "spec:\n  publishNotReadyAddresses: true", "spec.publishNotReadyAddresses is not available"},
@@ -235,6 +268,7 @@ func FuzzParseServices(f *testing.F) {
 	f.Add([]byte(shop))
 	f.Add([]byte(exported))
 	f.Add([]byte(shop + "---\n" + shop))
+	f.Add([]byte(strings.Replace(shop, "spec:\n", "spec:\n  clusterIPs: [100.64.64.7, 'fd00:1::7']\n  ipFamilies: [IPv4, IPv6]\n  ipFamilyPolicy: PreferDualStack\n", 1)))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		services, err := ParseServices(file)
 		if err != nil {
@@ -248,7 +282,7 @@ func FuzzParseServices(f *testing.F) {
 			if len(s.ClusterIPs) == 0 {
 				s.ClusterIPs = []netip.Addr{netip.MustParseAddr("100.64.64.1")}
 			}
-			value := lb.EncodeService(s)
+			value := lb.EncodeService(s.Service)
 			again, err := lb.DecodeService(lb.ServiceKey(s.Cluster, s.Name), value)
 			if err != nil {
 				t.Fatalf("%+v cannot be stored: %v", s, err)

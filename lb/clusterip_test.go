@@ -35,13 +35,38 @@ func TestAllocateClusterIP(t *testing.T) {
 	if a, err := AllocateClusterIP(cidr, Name{"web", "other"}, taken); err != nil || a != first {
 		t.Errorf("the only free one is %s, got %s, %v", first, a, err)
 	}
-	for _, bad := range []netip.Prefix{{}, netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("100.64.64.0/31")} {
-		if _, err := AllocateClusterIP(bad, Name{"web", "shop"}, taken); err == nil {
+	for _, bad := range []string{"100.64.64.0/31", "fd00::/127", "fd00::/128", "::ffff:100.64.64.0/120"} {
+		if _, err := AllocateClusterIP(netip.MustParsePrefix(bad), Name{"web", "shop"}, taken); err == nil {
 			t.Errorf("allocates from %s", bad)
 		}
 	}
-	widest := netip.MustParsePrefix("0.0.0.0/0")
-	if _, err := AllocateClusterIP(widest, Name{"web", "shop"}, taken); err != nil {
-		t.Error(err)
+	if _, err := AllocateClusterIP(netip.Prefix{}, Name{"web", "shop"}, taken); err == nil {
+		t.Error("allocates from no range")
+	}
+}
+
+// TestAllocateClusterIPOfAnySize holds for ranges from four addresses to all that there are: what is given lies in the range, is
+// neither its first nor its last address, and nobody else's; and a range that is full to the last says so without being searched for ever.
+func TestAllocateClusterIPOfAnySize(t *testing.T) {
+	for _, text := range []string{"0.0.0.0/0", "100.64.0.0/10", "100.64.64.0/30", "fd00::/8", "fd00:1::/63", "fd00:1::/64", "fd00:1::/65", "fd00:1::/112", "fd00:1::fff8/125", "fd00:1::fffc/126"} {
+		cidr := netip.MustParsePrefix(text)
+		used := map[netip.Addr]bool{}
+		count := 200
+		if hostBits(cidr) < 8 {
+			count = 1<<hostBits(cidr) - 2
+		}
+		for i := range count {
+			a, err := AllocateClusterIP(cidr, Name{"web", fmt.Sprintf("shop-%d", i)}, func(a netip.Addr) bool { return used[a] })
+			if err != nil {
+				t.Fatalf("the %dth of %s: %v", i+1, text, err)
+			}
+			if used[a] || !cidr.Contains(a) || !cidr.Contains(a.Next()) || a == cidr.Addr() {
+				t.Fatalf("the %dth of %s is %s", i+1, text, a)
+			}
+			used[a] = true
+		}
+		if _, err := AllocateClusterIP(cidr, Name{"web", "shop"}, func(netip.Addr) bool { return true }); !errors.Is(err, ErrNoClusterIP) {
+			t.Errorf("%s, where all is in use: %v", text, err)
+		}
 	}
 }

@@ -202,6 +202,7 @@ func TestCheckAddress(t *testing.T) {
 // FuzzDecodeService holds that what decodes says the same once stored again.
 func FuzzDecodeService(f *testing.F) {
 	f.Add(serviceKey, []byte(serviceValue))
+	f.Add(serviceKey, []byte(strings.Replace(serviceValue, `"100.64.64.10"`, `"100.64.64.10","fd00:1::a"`, 1)))
 	f.Add("causeway/v1/services///", []byte(`{}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s, err := DecodeService(key, value)
@@ -221,6 +222,7 @@ func FuzzDecodeService(f *testing.F) {
 // FuzzDecodeSlice holds that what decodes says the same once stored again.
 func FuzzDecodeSlice(f *testing.F) {
 	f.Add(sliceKey, []byte(sliceValue))
+	f.Add(sliceKey, []byte(strings.Replace(sliceValue, `{"ip":"10.1.1.6"}`, `{"ip":"fd00:10:1::5","endpoint":"web/shop-1"}`, 1)))
 	f.Add("causeway/v1/slices////", []byte(`{}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s, err := DecodeSlice(key, value)

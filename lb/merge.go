@@ -56,8 +56,8 @@ func (v ServiceView) affinity() Affinity {
 	return AffinityNone
 }
 
-// Targets returns what one backend adds to the service: a target for each port that it listens on and that its
-// own cluster's declaration has; none if this cluster's nodes may not use it. It costs the same however many
+// Targets returns what one backend adds to the service, for frontends of its address's family: a target for each port that it
+// listens on and that its own cluster's declaration has; none if this cluster's nodes may not use it. It costs the same however many
 // backends there are.
 func Targets(view ServiceView, b Backend) []Target {
 	owner := view.of(b.Cluster)
@@ -75,7 +75,7 @@ func Targets(view ServiceView, b Backend) []Target {
 			continue
 		}
 		targets = append(targets, Target{
-			TargetKey: TargetKey{Port: portKey(owner.Name, owner.Ports[i]), Address: b.Address, Number: listen.Port},
+			TargetKey: TargetKey{Port: portKey(owner.Name, owner.Ports[i], b.Address), Address: b.Address, Number: listen.Port},
 			Cluster:   b.Cluster,
 			ClusterID: b.ClusterID,
 			Node:      b.Node,
@@ -85,18 +85,18 @@ func Targets(view ServiceView, b Backend) []Target {
 	return targets
 }
 
-// portKey names a port across clusters: by its name, or by its number if it has none.
-func portKey(service Name, p ServicePort) PortKey {
+// portKey names a port across clusters, at addresses of a's family: by its name, or by its number if it has none.
+func portKey(service Name, p ServicePort, a netip.Addr) PortKey {
 	name := p.Name
 	if name == "" {
 		name = strconv.Itoa(int(p.Port))
 	}
-	return PortKey{Service: service, Port: name, Protocol: p.Protocol}
+	return PortKey{Service: service, Port: name, Protocol: p.Protocol, Family: FamilyOf(a)}
 }
 
 // Frontends returns what clients of this cluster may connect to for this service: each cluster IP of every cluster
 // that takes part, with each port that any of them declares. A port that the IP's own cluster doesn't
-// declare has the number that the lowest cluster ID gives it. Refused are remote IPs that guard
+// declare has the number that the lowest cluster ID gives it. Each leads to backends of its IP's family. Refused are remote IPs that guard
 // objects to (nil objects to none), unless the local declaration has the same IP, and numbers that the service itself uses twice. Several
 // services may still claim the same frontend: Elect decides.
 func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
@@ -145,7 +145,7 @@ func (c *claims) claim(owner *Service, ip netip.Addr, declared []*Service, reaso
 	done := map[PortKey]bool{}
 	add := func(s *Service) {
 		for _, p := range s.Ports {
-			key := portKey(s.Name, p)
+			key := portKey(s.Name, p, ip)
 			if done[key] {
 				continue
 			}

@@ -72,6 +72,9 @@ func (w world) change(random *rand.Rand) (Name, string) {
 	}
 	b := Backend{Cluster: cluster, ClusterID: uint8(id + 1), Service: name, Node: "node1", Slice: "node1"}
 	b.Address = netip.AddrFrom4([4]byte{10, b.ClusterID, 1, byte(random.IntN(4))})
+	if random.IntN(2) == 0 {
+		b.Address = netip.AddrFrom16([16]byte{0xfd, 14: b.ClusterID, 15: byte(random.IntN(4))})
+	}
 	for i, port := range []string{"http", "metrics"} {
 		if random.IntN(4) > 0 {
 			b.Ports = append(b.Ports, BackendPort{port, TCP, uint16(8080 + i)})
@@ -86,7 +89,7 @@ func (w world) change(random *rand.Rand) (Name, string) {
 	return name, key
 }
 
-// targets works out what self's nodes may use, from the rules: the own cluster's backends of an own
+// targets works out what self's nodes may use, by family, from the rules: the own cluster's backends of an own
 // service; another cluster's if its service is global and shared, and the own one, if there is one, global.
 func (w world) targets(self string) map[Target]bool {
 	all := map[Target]bool{}
@@ -100,7 +103,7 @@ func (w world) targets(self string) map[Target]bool {
 		for _, p := range b.Ports {
 			for _, sp := range theirs.Ports {
 				if sp.Name == p.Name && sp.Protocol == p.Protocol {
-					key := TargetKey{PortKey{b.Service, p.Name, p.Protocol}, b.Address, p.Port}
+					key := TargetKey{PortKey{b.Service, p.Name, p.Protocol, FamilyOf(b.Address)}, b.Address, p.Port}
 					all[Target{TargetKey: key, Cluster: b.Cluster, ClusterID: b.ClusterID, Node: b.Node, Local: b.Cluster == self}] = true
 				}
 			}

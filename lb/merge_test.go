@@ -28,8 +28,13 @@ func preferOwn(s *Service) { s.Affinity = AffinityLocal }
 
 func ports(p ...ServicePort) func(*Service) { return func(s *Service) { s.Ports = p } }
 
-func ip(a string) func(*Service) {
-	return func(s *Service) { s.ClusterIPs = []netip.Addr{netip.MustParseAddr(a)} }
+func ip(addresses ...string) func(*Service) {
+	return func(s *Service) {
+		s.ClusterIPs = nil
+		for _, a := range addresses {
+			s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr(a))
+		}
+	}
 }
 
 // behind returns a backend of s with address 10.ID.1.5.
@@ -102,6 +107,18 @@ func TestTargetsWantTheOwnersDeclaration(t *testing.T) {
 	}
 }
 
+func TestTargetsAreOfTheirAddressesFamily(t *testing.T) {
+	service := declared(1, ip("100.64.1.10", "fd00:1::a"))
+	for address, want := range map[string]string{"10.1.1.5": "web/shop:http/TCP", "fd00:10:1::5": "web/shop:http/TCP/IPv6"} {
+		b := behind(service)
+		b.Address = netip.MustParseAddr(address)
+		targets := Targets(inEast(service), b)
+		if len(targets) != 1 || targets[0].Port.String() != want || targets[0].Address != b.Address {
+			t.Errorf("%s adds %+v, want a target of %s", address, targets, want)
+		}
+	}
+}
+
 func TestFrontends(t *testing.T) {
 	metrics := ServicePort{"metrics", TCP, 9090, 9091}
 	guard := func(cluster string, a netip.Addr) string {
@@ -142,6 +159,10 @@ func TestFrontends(t *testing.T) {
 		{"guarded there", inEast(declared(1), declared(2, ip("10.2.1.9"))), "100.64.1.10:80/TCP > http @east none", "cluster IP 10.2.1.9: it is a pod's"},
 		{"guarded there, but declared here", inEast(declared(1, ip("10.2.1.9")), declared(2, ip("10.2.1.9"))), "10.2.1.9:80/TCP > http @east none", ""},
 		{"the own cluster's is not guarded", inEast(declared(1, ip("10.2.1.9"))), "10.2.1.9:80/TCP > http @east none", ""},
+		{"both families", inEast(declared(1, ip("100.64.1.10", "fd00:1::a"))),
+			"100.64.1.10:80/TCP > http @east none, [fd00:1::a]:80/TCP > http/IPv6 @east none", ""},
+		{"one family here, the other there", inEast(declared(1, ip("fd00:1::a")), declared(2)),
+			"100.64.2.10:80/TCP > http @west none, [fd00:1::a]:80/TCP > http/IPv6 @east none", ""},
 		{"TCP and UDP", inEast(declared(1, ports(ServicePort{"dns", UDP, 53, 53}, ServicePort{"dns-tcp", TCP, 53, 53}))),
 			"100.64.1.10:53/TCP > dns-tcp @east none, 100.64.1.10:53/UDP > dns @east none", ""},
 	} {
@@ -149,7 +170,14 @@ func TestFrontends(t *testing.T) {
 			frontends, refusals := Frontends(test.view, guard)
 			var got, refused []string
 			for _, f := range frontends {
-				got = append(got, fmt.Sprintf("%s > %s @%s %s", f.FrontendKey, f.Target.Port, f.Cluster, f.Affinity))
+				port := f.Target.Port
+				if f.Target.Family == IPv6 {
+					port += "/IPv6"
+				}
+				if f.Target.Family != FamilyOf(f.Address) {
+					t.Errorf("%s leads to %s", f.FrontendKey, f.Target)
+				}
+				got = append(got, fmt.Sprintf("%s > %s @%s %s", f.FrontendKey, port, f.Cluster, f.Affinity))
 			}
 			for _, r := range refusals {
 				refused = append(refused, r.Reason)
@@ -170,7 +198,7 @@ func TestElect(t *testing.T) {
 	claim := func(cluster string, id uint8, service string) Frontend {
 		return Frontend{
 			FrontendKey: FrontendKey{netip.MustParseAddr("100.64.2.10"), 80, TCP},
-			Target:      PortKey{Name{"web", service}, "http", TCP}, Cluster: cluster, ClusterID: id,
+			Target:      PortKey{Name{"web", service}, "http", TCP, IPv4}, Cluster: cluster, ClusterID: id,
 		}
 	}
 	for _, test := range []struct {

@@ -75,14 +75,22 @@ type Backend struct {
 	Slice string `json:"slice"`
 }
 
-// PortKey names one port of a service in the mesh: what a frontend selects backends of.
+// PortKey names one port of a service in the mesh, and the family of addresses: what a frontend selects backends of.
 type PortKey struct {
 	Service  Name     `json:"service"`
 	Port     string   `json:"port"` // the port's name, or its number if it has none
 	Protocol Protocol `json:"protocol"`
+	Family   Family   `json:"family"`
 }
 
-func (k PortKey) String() string { return k.Service.String() + ":" + k.Port + "/" + string(k.Protocol) }
+// String is also what the kernel's maps know a port by, see datapath's portID. That of IPv4 goes without saying, as in maps of older agents.
+func (k PortKey) String() string {
+	s := k.Service.String() + ":" + k.Port + "/" + string(k.Protocol)
+	if k.Family == IPv6 {
+		s += "/" + k.Family.String()
+	}
+	return s
+}
 
 // FrontendKey is what clients connect to.
 type FrontendKey struct {

@@ -23,7 +23,7 @@ type Slice struct {
 	Backends []SliceBackend `json:"backends"`
 }
 
-// SliceBackend is one backend of a slice; its node is the slice's.
+// SliceBackend is one backend of a slice; its node is the slice's. A pod with two addresses is two backends.
 type SliceBackend struct {
 	Address  netip.Addr `json:"ip"`
 	Endpoint string     `json:"endpoint,omitempty"` // "namespace/name"

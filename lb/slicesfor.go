@@ -11,10 +11,10 @@ import (
 
 // EndpointView is what SlicesFor needs to know of an endpoint of this node.
 type EndpointView struct {
-	Address netip.Addr
-	ID      string // "namespace/name"
-	Labels  map[string]string
-	Ready   bool // only ready endpoints are backends
+	Addresses []netip.Addr // at most one of each family
+	ID        string       // "namespace/name"
+	Labels    map[string]string
+	Ready     bool // only ready endpoints are backends
 }
 
 // Selects tells whether an endpoint is a backend of the service: ready, in its namespace, with
@@ -32,15 +32,21 @@ func (s *Service) Selects(e EndpointView) bool {
 	return true
 }
 
-// SlicesFor returns the slices that node publishes for svc: the endpoints which it selects, in at most
-// MaxSliceBackends a slice. A backend stays in the slice that previous has it in, so that one that
+// SlicesFor returns the slices that node publishes for svc: the endpoints which it selects, with their addresses of the families that
+// svc has cluster IPs of, at most MaxSliceBackends a slice. A backend stays in the slice that previous has it in, so that one that
 // comes or goes changes one slice. A slice that is the same as in previous is returned with its version; others have none:
 // the caller sets it before writing them. What previous has and the result has not is to be deleted.
 func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Slice) []Slice {
 	wanted := map[netip.Addr]SliceBackend{}
+	families := svc.families()
 	for _, e := range endpoints {
-		if svc.Selects(e) {
-			wanted[e.Address] = SliceBackend{Address: e.Address, Endpoint: e.ID}
+		if !svc.Selects(e) {
+			continue
+		}
+		for _, a := range e.Addresses {
+			if slices.Contains(families, FamilyOf(a)) {
+				wanted[a] = SliceBackend{Address: a, Endpoint: e.ID}
+			}
 		}
 	}
 	placed := place(node, wanted, previous)

@@ -17,10 +17,10 @@ var shop = Service{
 
 func shopEndpoint(i int) EndpointView {
 	return EndpointView{
-		Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}),
-		ID:      fmt.Sprintf("web/shop-%d", i),
-		Labels:  map[string]string{"app": "shop", "version": "2"},
-		Ready:   true,
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})},
+		ID:        fmt.Sprintf("web/shop-%d", i),
+		Labels:    map[string]string{"app": "shop", "version": "2"},
+		Ready:     true,
 	}
 }
 
@@ -87,6 +87,34 @@ func TestSlicesFor(t *testing.T) {
 	}
 	if none := SlicesFor("node1", shop, nil, last); len(none) != 0 {
 		t.Errorf("slices without endpoints: %v", sliceNames(none))
+	}
+}
+
+func TestSlicesHaveTheServicesFamilies(t *testing.T) {
+	both, old := shopEndpoint(1), shopEndpoint(2)
+	both.Addresses = append(both.Addresses, netip.MustParseAddr("fd00:10:1::1"))
+	four, six := netip.MustParseAddr("100.64.64.10"), netip.MustParseAddr("fd00:1::a")
+	var before []Slice
+	for _, test := range []struct {
+		ips  []netip.Addr
+		want []string
+	}{
+		{[]netip.Addr{four}, []string{"10.1.0.1", "10.1.0.2"}},
+		{[]netip.Addr{six, four}, []string{"10.1.0.1", "10.1.0.2", "fd00:10:1::1"}},
+		{[]netip.Addr{six}, []string{"fd00:10:1::1"}},
+	} {
+		service := shop
+		service.ClusterIPs = test.ips
+		before = SlicesFor("node1", service, []EndpointView{both, old}, before)
+		var got []string
+		for _, s := range before {
+			for _, b := range s.Backends {
+				got = append(got, b.Address.String())
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("cluster IPs %s: backends %s, want %s", test.ips, got, test.want)
+		}
 	}
 }
 

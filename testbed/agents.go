@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,13 +21,17 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, o *Options
 	cfg := agent.Config{
 		Cluster: agent.ClusterConfig{
 			Name: c.Name, ID: c.ID,
-			PodCIDRs:     []netip.Prefix{clusterPodCIDR(c.ID)},
-			ServiceCIDRs: []netip.Prefix{clusterServiceCIDR(c.ID)},
+			PodCIDRs:     clusterPodCIDRs(c.ID),
+			ServiceCIDRs: clusterServiceCIDRs(c.ID),
 		},
-		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDRs: []netip.Prefix{n.PodCIDR}},
+		Node:    agent.NodeConfig{Name: n.Name, Address: n.Address, PodCIDRs: n.PodCIDRs},
 		KVStore: b.kvstoreConfig(c, b.nodePKI(c.Name, n.Name)),
 		// The mesh is named by the bed's ID, so that two beds never mix.
-		Gossip:   agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},
+		Gossip: agent.GossipConfig{KeyFile: b.gossipKey(c.Name, n.Name), Mesh: b.id},
+		// A process that is WireGuard stays when its agent is killed, and goes with its node.
+		Encryption: agent.EncryptionConfig{
+			Mode: c.Encryption, DeviceName: b.wireGuardName(c.ID, nodeNumber(n.Name)), Cgroup: s.cgroup(cgroupWireGuard(c.Name, n.Name)),
+		},
 		Socket:   b.socket(c.Name, n.Name),
 		StateDir: b.path(c.Name, n.Name, "state"),
 		BPFFS:    b.bpffs(c.Name, n.Name),
@@ -91,8 +94,10 @@ func (b *Bed) startAgent(ctx context.Context, s *State, c *ClusterState, n *Node
 // launchAgent starts a node's agent and records it.
 func (b *Bed) launchAgent(ctx context.Context, s *State, cluster, node string) (*Process, error) {
 	cgroup := s.cgroup(cgroupAgent(cluster, node))
-	if err := makeCgroup(cgroup); err != nil {
-		return nil, err
+	for _, dir := range []string{cgroup, s.cgroup(cgroupWireGuard(cluster, node))} {
+		if err := makeCgroup(dir); err != nil {
+			return nil, err
+		}
 	}
 	// A killed agent leaves its socket, which would look like one that does not answer.
 	if err := os.Remove(b.socket(cluster, node)); err != nil && !errors.Is(err, fs.ErrNotExist) {

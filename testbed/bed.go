@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"causeway/agent/api"
+	"causeway/identity"
 )
 
 // Options of a bed. Only Clusters and Nodes have no default.
@@ -26,6 +27,11 @@ type Options struct {
 	Binary string
 	// LogLevel of the agents: debug, info, warn, error; empty: the agent's default.
 	LogLevel string
+	// Underlay is the address family of the network between the nodes; empty: IPv4.
+	Underlay Underlay
+	// Encryption is what all clusters encrypt; empty: everything. EncryptionOf has those that differ.
+	Encryption   identity.Encryption
+	EncryptionOf map[string]identity.Encryption
 	// Unconnected: the clusters are not joined.
 	Unconnected bool
 	// Ephemeral ties the bed to this process: when it has died, whoever comes next may

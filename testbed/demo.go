@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"causeway/agent/api"
+	"causeway/identity"
+
 	"golang.org/x/sync/errgroup"
 )
 
@@ -22,6 +25,10 @@ type DemoOptions struct {
 	Requests int
 	// Samples of the propagation of an endpoint from one cluster to the other.
 	Samples int
+	// IPv6 has the clients ask the service at its IPv6 address, and the servers in their pods' IPv6 addresses with it.
+	IPv6 bool
+	// Encryption is what the clusters encrypt; empty: everything.
+	Encryption identity.Encryption
 	// Report, if set, is told what goes on, one call at a time.
 	Report func(DemoEvent)
 }
@@ -76,6 +83,7 @@ metadata:
   annotations:
     service.cilium.io/global: "true"
 spec:
+  ipFamilyPolicy: PreferDualStack
   selector: {app: shop}
   ports: [{port: 80, targetPort: 8080}]
 `
@@ -177,7 +185,7 @@ func (d *demo) up(ctx context.Context) error {
 		return err
 	}
 	return d.step(ctx, "bring up two clusters of two nodes", func(ctx context.Context) (string, error) {
-		bed, err := Up(ctx, Options{Dir: d.o.Dir, Clusters: demoClusters, Nodes: demoNodes, Ephemeral: true})
+		bed, err := Up(ctx, Options{Dir: d.o.Dir, Clusters: demoClusters, Nodes: demoNodes, Encryption: d.o.Encryption, Ephemeral: true})
 		if err != nil {
 			return "", err
 		}
@@ -244,10 +252,7 @@ func (d *demo) applyService(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("in %s: %w", c, err)
 		}
-		if len(results) != 1 || len(results[0].ClusterIPs) == 0 {
-			return "", fmt.Errorf("in %s: the agent gave the service no address: %+v", c, results)
-		}
-		if d.shop[c], err = netip.ParseAddr(results[0].ClusterIPs[0]); err != nil {
+		if d.shop[c], err = serviceAddress(results, d.o.IPv6); err != nil {
 			return "", fmt.Errorf("in %s: %w", c, err)
 		}
 	}
@@ -257,6 +262,22 @@ func (d *demo) applyService(ctx context.Context) (string, error) {
 	}
 	detail := fmt.Sprintf("east reaches it at %s, west at %s", d.shop["east"], d.shop["west"])
 	return detail, d.waitServers(ctx, map[string]int{"east": demoNodes, "west": demoNodes})
+}
+
+// serviceAddress returns the address of one family that a cluster has given the one service that was applied.
+func serviceAddress(results []api.ServiceResult, ipv6 bool) (netip.Addr, error) {
+	if len(results) == 1 {
+		for _, text := range results[0].ClusterIPs {
+			if ip, err := netip.ParseAddr(text); err == nil && ip.Is6() == ipv6 {
+				return ip, nil
+			}
+		}
+	}
+	family := "IPv4"
+	if ipv6 {
+		family = "IPv6"
+	}
+	return netip.Addr{}, fmt.Errorf("the agent gave the service no %s address: %+v", family, results)
 }
 
 // takeDown removes the bed, and then looks for what may be left.

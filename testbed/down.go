@@ -42,7 +42,7 @@ func (l layout) clean(ctx context.Context) error {
 	return l.removeDir(m)
 }
 
-// Leftovers lists what a bed in dir has on this machine: namespaces, cgroups, mounts and files.
+// Leftovers lists what a bed in dir has on this machine: namespaces, cgroups, mounts, sockets and files.
 func Leftovers(dir string) ([]string, error) {
 	l, err := newLayout(dir)
 	if err != nil {
@@ -65,6 +65,13 @@ func Leftovers(dir string) ([]string, error) {
 	}
 	for _, p := range points {
 		left = append(left, "mount "+p)
+	}
+	sockets, err := l.wireGuardSockets()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sockets {
+		left = append(left, "socket "+s)
 	}
 	if l.ownsDir() {
 		left = append(left, "directory "+l.dir)
@@ -125,6 +132,7 @@ func (l layout) wipe(ctx context.Context) error {
 			errs.run(func() error { return removeCgroup(ctx, root) })
 		}
 	}
+	errs.run(l.removeWireGuardSockets)
 	errs.run(func() error { return l.unmountAll(ctx, func(p string) bool { return p != l.ownCgroupMount() }) })
 	if err := errs.wait(); err != nil {
 		return err

@@ -34,7 +34,7 @@ var realBinary = sync.OnceValues(func() (string, error) {
 type mesh struct {
 	*testing.T
 	bed  *Bed
-	shop string // URL of the service, at the address that east gave it
+	shop string // URL of the service, at the IPv4 address that east gave it
 }
 
 const shop = `apiVersion: v1
@@ -43,21 +43,27 @@ metadata:
   name: shop
   annotations: {service.cilium.io/global: "true"}
 spec:
+  ipFamilyPolicy: PreferDualStack
   selector: {app: shop}
-  ports: [{port: 80, targetPort: 8080}]
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: packets, protocol: UDP, port: 80, targetPort: 8080}]
 `
 
-func newMesh(t *testing.T) *mesh {
+func newMesh(t *testing.T) *mesh { return newMeshOf(t, Options{}) }
+
+// newMeshOf is newMesh on a bed with options.
+func newMeshOf(t *testing.T, o Options) *mesh {
 	t.Helper()
 	needRoot(t)
-	program, err := realBinary()
-	if err != nil {
+	var err error
+	if o.Binary, err = realBinary(); err != nil {
 		t.Fatal(err)
 	}
-	m := &mesh{T: t, bed: mustUp(t, Options{Binary: program})}
+	m := &mesh{T: t, bed: mustUp(t, o)}
+	servers := 0
 	for _, c := range []string{"east", "west"} {
-		for _, n := range []string{"node1", "node2"} {
+		for _, n := range m.nodesOf(c) {
 			m.server(c, n, "shop-"+n)
+			servers++
 		}
 		m.pod(PodSpec{Cluster: c, Node: "node1", Name: "client", Labels: map[string]string{"app": "client"}, Command: []string{"sleep", "infinity"}})
 		client := m.bed.Client(c, "node1")
@@ -70,8 +76,20 @@ func newMesh(t *testing.T) *mesh {
 			m.shop = "http://" + results[0].ClusterIPs[0] + "/"
 		}
 	}
-	m.waitBackends(4)
+	m.waitBackends(servers)
 	return m
+}
+
+func (m *mesh) nodesOf(cluster string) (names []string) {
+	m.Helper()
+	c, err := mustState(m.T, m.bed).cluster(cluster)
+	if err != nil {
+		m.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
+	return names
 }
 
 func (m *mesh) pod(spec PodSpec) *PodStatus {
@@ -118,7 +136,7 @@ func (m *mesh) kernel(cluster, node string) (backends []string) {
 		m.Fatal(err)
 	}
 	for _, f := range frontends {
-		if !strings.HasPrefix(m.shop, "http://"+f.Address+"/") {
+		if !strings.HasPrefix(m.shop, "http://"+f.Address+"/") || f.Protocol != "TCP" {
 			continue
 		}
 		for _, b := range f.Backends {
@@ -132,7 +150,7 @@ func (m *mesh) kernel(cluster, node string) (backends []string) {
 func (m *mesh) waitBackends(n int) {
 	m.Helper()
 	for _, c := range []string{"east", "west"} {
-		for _, node := range []string{"node1", "node2"} {
+		for _, node := range m.nodesOf(c) {
 			m.eventually("backends of "+c+"/"+node, func() string {
 				if got := m.kernel(c, node); len(got) != n {
 					return fmt.Sprintf("%d in the kernel, want %d: %q", len(got), n, got)
@@ -265,32 +283,46 @@ func TestGlobalService(t *testing.T) {
 				want = e.Identity
 			}
 		}
-		if want == 0 || vnis[[2]string{"172.29.1.11", "172.29.2.11"}] != want || vnis[[2]string{"172.29.1.11", "172.29.2.12"}] != want {
+		// The third address of a node's pod range is its end of the tunnel.
+		node1, west1, west2 := "10.1.1.2", "10.2.1.2", "10.2.2.2"
+		if want == 0 || vnis[[2]string{node1, west1}] != want || vnis[[2]string{node1, west2}] != want {
 			t.Errorf("packets from the client's node to west carry %v, want %d", vnis, want)
 		}
-		if back := vnis[[2]string{"172.29.2.11", "172.29.1.11"}]; back.Cluster() != 2 {
+		if back := vnis[[2]string{west1, node1}]; back.Cluster() != 2 {
 			t.Errorf("answers carry %d, which is not of cluster 2", back)
 		}
 	})
 }
 
-// sniffVNIs returns the VNI that VXLAN packets on the underlay carried while fn ran, by source and destination.
+// sniffVNIs returns the VNI that VXLAN packets in WireGuard carried at both ends of it while fn ran, by source and destination.
 func (m *mesh) sniffVNIs(fn func()) map[[2]string]identity.Number {
 	m.Helper()
-	s, err := newSniffer(m.bed)
-	if err != nil {
-		m.Fatal(err)
+	var mu sync.Mutex
+	vnis := map[[2]string]identity.Number{}
+	see := func(p []byte) {
+		// IPv4 without options, UDP to port 4789, VXLAN (RFC 7348).
+		if len(p) < 36 || p[0] != 0x45 || p[9] != 17 || binary.BigEndian.Uint16(p[22:]) != 4789 {
+			return
+		}
+		from, to := netip.AddrFrom4([4]byte(p[12:])), netip.AddrFrom4([4]byte(p[16:]))
+		mu.Lock()
+		defer mu.Unlock()
+		vnis[[2]string{from.String(), to.String()}] = identity.Number(binary.BigEndian.Uint32(p[32:]) >> 8)
+	}
+	var taps []*tap
+	for _, node := range []string{"east/node1", "west/node1", "west/node2"} {
+		at, _ := ParseNode(node)
+		s, err := newTap(m.bed.nodeNS(at.Cluster, at.Node), see)
+		if err != nil {
+			m.Fatal(err)
+		}
+		taps = append(taps, s)
 	}
 	fn()
-	vnis := map[[2]string]identity.Number{}
-	for _, p := range s.stop() {
-		// Ethernet, IPv4 without options, UDP to port 4789, VXLAN (RFC 7348).
-		if len(p) < 50 || p[14] != 0x45 || p[23] != 17 || binary.BigEndian.Uint16(p[36:]) != 4789 {
-			continue
+	for _, s := range taps {
+		if _, err := s.stop(); err != nil {
+			m.Error(err)
 		}
-		from := fmt.Sprintf("%d.%d.%d.%d", p[26], p[27], p[28], p[29])
-		to := fmt.Sprintf("%d.%d.%d.%d", p[30], p[31], p[32], p[33])
-		vnis[[2]string{from, to}] = identity.Number(binary.BigEndian.Uint32(p[46:]) >> 8)
 	}
 	return vnis
 }

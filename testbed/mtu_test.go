@@ -54,13 +54,17 @@ func passes(t *testing.T, b *Bed, from, to string, size int) bool {
 	}
 	var conn net.Conn
 	if err := inNS(b.nodeNS(node.Cluster, node.Node), func() (err error) {
-		conn, err = net.Dial("udp4", net.JoinHostPort(to, "9"))
+		conn, err = net.Dial("udp", net.JoinHostPort(to, "9"))
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := conn.Write(make([]byte, size-28)); err != nil {
+	headers := 20 + 8
+	if strings.Contains(to, ":") {
+		headers = 40 + 8
+	}
+	if _, err := conn.Write(make([]byte, size-headers)); err != nil {
 		t.Fatal(err)
 	}
 	conn.SetDeadline(time.Now().Add(500 * time.Millisecond))

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -36,7 +35,6 @@ const (
 	underlayName = "underlay"
 	kvstorePort  = 2379
 	underlayMTU  = 1500
-	underlayBits = 16
 )
 
 // layout derives every name of a bed from its directory: files, namespaces, cgroups.
@@ -123,6 +121,9 @@ func cgroupNode(cluster, n string) string { return filepath.Join(cluster, n) }
 func cgroupAgent(cluster, n string) string {
 	return filepath.Join(cluster, n, "agent")
 }
+func cgroupWireGuard(cluster, n string) string {
+	return filepath.Join(cluster, n, "wireguard")
+}
 func cgroupPod(cluster, n, pod string) string { return filepath.Join(cluster, n, "pods", pod) }
 func cgroupKVStore(cluster string) string     { return filepath.Join(cluster, kvstoreName, "server") }
 
@@ -137,23 +138,10 @@ func (l layout) ownsNS(name string) bool {
 // Node n (from 1) of a cluster.
 func nodeName(n int) string { return "node" + strconv.Itoa(n) }
 
-// Addresses, see the package's tests for examples.
-func kvstoreAddress(c identity.ClusterID) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 29, byte(c), 2})
-}
-func nodeAddress(c identity.ClusterID, n int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 29, byte(c), byte(10 + n)})
-}
-func clusterPodCIDR(c identity.ClusterID) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c), 0, 0}), 16)
-}
-func nodePodCIDR(c identity.ClusterID, n int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(c), byte(n), 0}), 24)
-}
-
-// clusterServiceCIDR is the c-th /18 of 100.64.0.0/10 (RFC 6598).
-func clusterServiceCIDR(c identity.ClusterID) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64 + byte(c)>>2, byte(c) << 6, 0}), 18)
+// nodeNumber is the reverse of nodeName; 0 for a name that is none.
+func nodeNumber(name string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(name, "node"))
+	return n
 }
 
 // portName names the underlay's end of a veth: at most 15 bytes, a hash where the names are longer.
@@ -239,5 +227,5 @@ func (o *Options) validate(l layout) error {
 	if strings.ContainsAny(l.dir, " \t\n\\") {
 		return errors.New("the test-bed's directory must not contain white space or backslashes")
 	}
-	return nil
+	return errors.Join(o.Underlay.validate(), o.validateEncryption())
 }

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"causeway/identity"
 )
 
 func TestBedIDs(t *testing.T) {
@@ -44,9 +46,44 @@ func TestOwnsNS(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
-	got := fmt.Sprint(kvstoreAddress(2), nodeAddress(255, 200), clusterPodCIDR(7), nodePodCIDR(7, 200), clusterServiceCIDR(1), clusterServiceCIDR(4), clusterServiceCIDR(255))
-	if want := "172.29.2.2 172.29.255.210 10.7.0.0/16 10.7.200.0/24 100.64.64.0/18 100.65.0.0/18 100.127.192.0/18"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
+	for want, got := range map[string]any{
+		"172.29.2.2":                            UnderlayIPv4.kvstoreAddress(2),
+		"172.29.255.210":                        UnderlayIPv4.nodeAddress(255, 200),
+		"fd00:172:29:2::2":                      UnderlayIPv6.kvstoreAddress(2),
+		"fd00:172:29:255::210":                  UnderlayIPv6.nodeAddress(255, 200),
+		"[10.7.0.0/16 fd00:10:7::/48]":          clusterPodCIDRs(7),
+		"[10.7.200.0/24 fd00:10:7:200::/64]":    nodePodCIDRs(7, 200),
+		"[100.64.64.0/18 fd00:100:1::/112]":     clusterServiceCIDRs(1),
+		"[100.65.0.0/18 fd00:100:4::/112]":      clusterServiceCIDRs(4),
+		"[100.127.192.0/18 fd00:100:255::/112]": clusterServiceCIDRs(255),
+	} {
+		if fmt.Sprint(got) != want {
+			t.Errorf("got %v, want %s", got, want)
+		}
+	}
+	for _, c := range []identity.ClusterID{1, 9, 10, 99, 100, 255} {
+		for _, p := range append(append(clusterPodCIDRs(c), nodePodCIDRs(c, int(c)%MaxNodes)...), clusterServiceCIDRs(c)...) {
+			if p != p.Masked() {
+				t.Errorf("%v is no range", p)
+			}
+		}
+	}
+}
+
+// Each device of the machine has a name of its own, which the kernel takes, and which leads back to its bed.
+func TestWireGuardNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, dir := range []string{DefaultDir, DemoDir, "/tmp/a"} {
+		l, _ := newLayout(dir)
+		for c := 1; c <= MaxClusters; c++ {
+			for _, n := range []int{1, 9, 10, MaxNodes} {
+				name := l.wireGuardName(identity.ClusterID(c), n)
+				if len(name) > 14 || seen[name] || !wireGuardSocket.MatchString(strings.TrimPrefix(name, l.id+"-")+"0.sock") {
+					t.Fatalf("device %q is too long, there already, or not known as the bed's", name)
+				}
+				seen[name] = true
+			}
+		}
 	}
 }
 
@@ -104,6 +141,35 @@ func TestValidateOptions(t *testing.T) {
 	}
 }
 
+func TestValidateFamilyAndEncryption(t *testing.T) {
+	l, _ := newLayout("/run/x")
+	west := func(mode identity.Encryption) map[string]identity.Encryption {
+		return map[string]identity.Encryption{"west": mode}
+	}
+	for _, c := range []struct {
+		o    Options
+		want string // empty: fine
+	}{
+		{Options{}, ""},
+		{Options{Underlay: UnderlayIPv6, Encryption: "inter-cluster"}, ""},
+		{Options{Encryption: "off"}, ""},
+		{Options{EncryptionOf: west("inter-cluster")}, ""},
+		{Options{EncryptionOf: west("off"), Unconnected: true}, ""},
+		{Options{EncryptionOf: west("off")}, "refuse to be joined"},
+		{Options{Encryption: "off", EncryptionOf: west("all")}, "refuse to be joined"},
+		{Options{Encryption: "some"}, "is not one of"},
+		{Options{EncryptionOf: west("some")}, "is not one of"},
+		{Options{EncryptionOf: map[string]identity.Encryption{"north": "off"}}, "east, west"},
+		{Options{Underlay: "ipx"}, "neither ipv4 nor ipv6"},
+	} {
+		o := c.o
+		o.Clusters, o.Nodes = []string{"east", "west"}, 1
+		if err := o.validate(l); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.o, err, c.want)
+		}
+	}
+}
+
 func TestParseTarget(t *testing.T) {
 	for in, want := range map[string]Target{
 		"underlay": {}, "east/node1": {Cluster: "east", Node: "node1"}, "east/pod:web": {Cluster: "east", Pod: "web"}, "east/kvstore": {Cluster: "east"},
@@ -123,7 +189,7 @@ func TestParseTarget(t *testing.T) {
 func TestParseVictim(t *testing.T) {
 	for in, want := range map[[2]string]Victim{
 		{"agent", "east/node1"}: {"agent", "east", "node1"}, {"node", "east/node1"}: {"node", "east", "node1"}, {"kvstore", "east"}: {"kvstore", "east", ""},
-		{"cluster", "east"}: {"cluster", "east", ""},
+		{"cluster", "east"}: {"cluster", "east", ""}, {"wireguard", "east/node1"}: {"wireguard", "east", "node1"},
 	} {
 		if got, err := ParseVictim(in[0], in[1]); err != nil || got != want {
 			t.Errorf("%v: %+v, %v", in, got, err)

@@ -201,7 +201,7 @@ func TestStatusNeverLies(t *testing.T) {
 	ctx := t.Context()
 	m.connect("west", "east")
 	tunnel := Partition{A: "east", B: "west", Loss: 100}
-	if err := tunnel.Port.Set("udp/4789"); err != nil {
+	if err := tunnel.Port.Set("udp/51871"); err != nil {
 		t.Fatal(err)
 	}
 	oneWay := tunnel
@@ -212,8 +212,8 @@ func TestStatusNeverLies(t *testing.T) {
 		begin, end      func() error
 		status, verdict string // what both say, as parts
 	}{
-		{"tunnel's port dropped", func() error { return m.bed.Partition(ctx, tunnel) }, heal, "UDP port 4789", "tunnel UDP"},
-		{"tunnel's port dropped one way", func() error { return m.bed.Partition(ctx, oneWay) }, heal, "UDP port 4789", "tunnel UDP"},
+		{"tunnel's port dropped", func() error { return m.bed.Partition(ctx, tunnel) }, heal, "UDP port 51871", "tunnel UDP"},
+		{"tunnel's port dropped one way", func() error { return m.bed.Partition(ctx, oneWay) }, heal, "UDP port 51871", "tunnel UDP"},
 		{"path MTU", func() error { return m.bed.SetMTU(ctx, "east", "west", 1400) }, heal, "path MTU", "path MTU"},
 		{"stopped etcd", func() error { return m.bed.Kill(ctx, Victim{Kind: "kvstore", Cluster: "west"}) },
 			func() error { return m.bed.Start(ctx, Victim{Kind: "kvstore", Cluster: "west"}) }, "store of cluster west", "TCP from east to west (172.29.1.2:2379/tcp)"},

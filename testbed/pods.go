@@ -43,13 +43,15 @@ type PodSpec struct {
 
 // PodStatus is a pod as it is now.
 type PodStatus struct {
-	Cluster   string            `json:"cluster"`
-	Name      string            `json:"name"`
-	Namespace string            `json:"namespace"`
-	Node      string            `json:"node"`
-	Address   netip.Addr        `json:"ip,omitzero"`
-	Labels    map[string]string `json:"labels"`
-	PID       int               `json:"pid,omitempty"`
+	Cluster   string `json:"cluster"`
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Node      string `json:"node"`
+	// Address is the pod's IPv4 address, Address6 its IPv6 one.
+	Address  netip.Addr        `json:"ip,omitzero"`
+	Address6 netip.Addr        `json:"ip6,omitzero"`
+	Labels   map[string]string `json:"labels"`
+	PID      int               `json:"pid,omitempty"`
 	// State is "running", "exited", or "creating".
 	State string `json:"state"`
 	// ExitCode is known only to the process that started the pod.
@@ -150,7 +152,8 @@ func (b *Bed) makePod(ctx context.Context, s *State, spec *PodSpec) error {
 		return fmt.Errorf("connecting pod %s/%s to %s: %w", spec.Cluster, spec.Name, spec.Node, err)
 	}
 	pod := PodState{Cluster: spec.Cluster, Name: spec.Name, Node: spec.Node, Command: spec.Command, Env: spec.Env, ReadyPort: spec.ReadyPort}
-	p, err := b.startPod(ctx, s, &pod, ep.Address)
+	pod.Address, pod.Address6 = ep.Address, ep.Address6
+	p, err := b.startPod(ctx, s, &pod)
 	if err != nil {
 		return err
 	}
@@ -163,8 +166,8 @@ func (b *Bed) makePod(ctx context.Context, s *State, spec *PodSpec) error {
 	return client.PatchEndpoint(ctx, spec.Namespace, spec.Name, api.EndpointPatch{State: identity.EndpointReady})
 }
 
-// startPod starts a pod's command in its namespace and cgroup, and records the process and address.
-func (b *Bed) startPod(ctx context.Context, s *State, pod *PodState, address netip.Addr) (*Process, error) {
+// startPod starts a pod's command in its namespace and cgroup, and records the process and the pod's addresses.
+func (b *Bed) startPod(ctx context.Context, s *State, pod *PodState) (*Process, error) {
 	p, err := spawn(spec{
 		argv: pod.Command, env: append(b.environ(""), pod.Env...), binDir: b.binDir(),
 		netns:  b.podNS(pod.Cluster, pod.Name),
@@ -177,10 +180,7 @@ func (b *Bed) startPod(ctx context.Context, s *State, pod *PodState, address net
 	return p, b.update(ctx, func(s *State) error {
 		rec, err := s.pod(pod.Cluster, pod.Name)
 		if err == nil {
-			rec.Process = p
-			if address.IsValid() {
-				rec.Address = address
-			}
+			rec.Process, rec.Address, rec.Address6 = p, pod.Address, pod.Address6
 		}
 		return err
 	})
@@ -331,7 +331,7 @@ func (b *Bed) podStatuses(s *State) []PodStatus {
 
 func (b *Bed) podStatus(p *PodState) *PodStatus {
 	st := &PodStatus{
-		Cluster: p.Cluster, Name: p.Name, Namespace: p.Namespace, Node: p.Node, Address: p.Address, Labels: p.Labels,
+		Cluster: p.Cluster, Name: p.Name, Namespace: p.Namespace, Node: p.Node, Address: p.Address, Address6: p.Address6, Labels: p.Labels,
 		Command: p.Command, Log: b.podLog(p.Cluster, p.Node, p.Name), State: "creating",
 	}
 	if st.Labels == nil {

@@ -90,6 +90,9 @@ func makeKill(a arguments, s *Setup) (action, error) {
 
 func makeStart(a arguments, s *Setup) (action, error) {
 	v, err := s.victim(a)
+	if err == nil && v.Kind == kindWireGuard {
+		err = fmt.Errorf("%v is started by the node's agent", v)
+	}
 	return action{do: func(ctx context.Context, r *scenarioRun, begun func(time.Time)) error {
 		return r.world.start(ctx, v, begun)
 	}}, err

@@ -112,10 +112,7 @@ func (w *bedWorld) declare(ctx context.Context, cluster string) error {
 	if err != nil {
 		return err
 	}
-	if len(results) != 1 || len(results[0].ClusterIPs) == 0 {
-		return fmt.Errorf("the agent gave it no address: %+v", results)
-	}
-	w.addresses[cluster], err = netip.ParseAddr(results[0].ClusterIPs[0])
+	w.addresses[cluster], err = serviceAddress(results, false)
 	return err
 }
 
@@ -146,6 +143,9 @@ func (w *bedWorld) close() error {
 func (w *bedWorld) mark(v Victim, dead bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if v.Kind == kindWireGuard {
+		return // the agent answers, and starts it
+	}
 	if v.Kind == kindKVStore || v.Kind == kindCluster {
 		w.stores[v.Cluster] = dead
 	}

@@ -110,10 +110,10 @@ func (s *Setup) podCIDR(place string) (netip.Prefix, error) {
 	id := identity.ClusterID(slices.Index(s.clusters(), at.cluster) + 1)
 	for n := 1; n <= s.Nodes; n++ {
 		if at.node == nodeName(n) {
-			return nodePodCIDR(id, n), nil
+			return nodePodCIDRs(id, n)[0], nil
 		}
 	}
-	return clusterPodCIDR(id), nil
+	return clusterPodCIDRs(id)[0], nil
 }
 
 func makeExactly(a arguments, s *Setup) (condition, error) {

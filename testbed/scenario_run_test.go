@@ -36,7 +36,7 @@ func newFakeWorld() *fakeWorld {
 	for i, n := range w.nodes() {
 		_ = w.runServer(context.Background(), n, "shop-"+n.Node)
 		s := w.servers[n.Cluster+"/shop-"+n.Node]
-		s.address = netip.AddrPortFrom(nodePodCIDR(identity.ClusterID(i/2+1), i%2+1).Addr().Next(), backendPort)
+		s.address = netip.AddrPortFrom(nodePodCIDRs(identity.ClusterID(i/2+1), i%2+1)[0].Addr().Next(), backendPort)
 		w.servers[s.name] = s
 	}
 	w.done = nil

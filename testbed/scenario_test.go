@@ -58,7 +58,7 @@ func TestScenarioIsStrict(t *testing.T) {
 	for steps, want := range map[string]string{
 		"kil node west/node2":                                        `no step begins with "kil"`,
 		"kill west/node2":                                            "write: kill KIND PLACE",
-		"kill pod west/web":                                          "agent, kvstore, node or cluster",
+		"kill pod west/web":                                          "agent, kvstore, node, cluster or wireguard",
 		"kill node west":                                             "like east/node1",
 		"kill node west/node3":                                       "node1 to node2",
 		"kill cluster south":                                         "it has east west",
@@ -72,6 +72,7 @@ func TestScenarioIsStrict(t *testing.T) {
 		"traffic 50 from every cluster":                              "like 5/s",
 		"traffic 50/s from south":                                    `no cluster "south"`,
 		"mtu east west":                                              "mtu PLACE PLACE SIZE",
+		"start wireguard west/node1":                                 "started by the node's agent",
 		"mtu east west small":                                        "like 1400",
 		"mtu east west 20":                                           "68 to 65535",
 		"mtu east east 1400":                                         "the same place",

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -30,7 +31,7 @@ type Served struct {
 	Headers  http.Header `json:"headers"`
 }
 
-// Serve answers HTTP requests on listen with who it is and what it saw, until ctx
+// Serve answers HTTP requests on listen with who it is and what it saw, and sends back what comes to the same port over UDP, until ctx
 // ends; then it takes no more and finishes those that it has. ready, if set, is told the address.
 func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
@@ -40,6 +41,14 @@ func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", listen, err)
 	}
+	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", ln.Addr().String())
+	if err != nil {
+		return errors.Join(fmt.Errorf("listening on %s over UDP: %w", ln.Addr(), err), ln.Close())
+	}
+	var returning sync.WaitGroup
+	returning.Go(func() { sendBack(packets) })
+	defer returning.Wait()
+	defer packets.Close()
 	server := &http.Server{Handler: echo(name), ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ln) }()
@@ -59,6 +68,20 @@ func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error
 	}
 	<-ended
 	return err
+}
+
+// sendBack returns every packet to its sender until packets is closed.
+func sendBack(packets net.PacketConn) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := packets.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			_, _ = packets.WriteTo(buf[:n], from) // who sends over UDP expects losses
+		}
+	}
 }
 
 func echo(name string) http.Handler {

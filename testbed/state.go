@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,7 @@ import (
 )
 
 // stateVersion of state.json; another one is treated like a damaged file: it can only be cleaned up.
-const stateVersion = 1
+const stateVersion = 2
 
 // Phases of a bed.
 const (
@@ -39,7 +40,9 @@ type State struct {
 	// Owner is the process that an ephemeral bed belongs to.
 	Owner *Process `json:"owner,omitempty"`
 	// CgroupRoot is the bed's directory in the cgroup2 file system.
-	CgroupRoot string         `json:"cgroupRoot"`
+	CgroupRoot string `json:"cgroupRoot"`
+	// Underlay is the address family of the network between the nodes.
+	Underlay   Underlay       `json:"underlay"`
 	Clusters   []ClusterState `json:"clusters"`
 	Pods       []PodState     `json:"pods,omitempty"`
 	Partitions []Partition    `json:"partitions,omitempty"`
@@ -54,6 +57,8 @@ type ClusterState struct {
 	ID      identity.ClusterID `json:"id"`
 	KVStore KVStoreState       `json:"kvstore"`
 	Nodes   []NodeState        `json:"nodes"`
+	// Encryption is what its nodes encrypt, as configured.
+	Encryption identity.Encryption `json:"encryption"`
 }
 
 // KVStoreState is a cluster's etcd.
@@ -66,10 +71,11 @@ type KVStoreState struct {
 
 // NodeState is a node of a cluster.
 type NodeState struct {
-	Name    string       `json:"name"`
-	Address netip.Addr   `json:"address"`
-	PodCIDR netip.Prefix `json:"podCIDR"`
-	Agent   *Process     `json:"agent,omitempty"`
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	// PodCIDRs of the node: IPv4, IPv6.
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+	Agent    *Process       `json:"agent,omitempty"`
 	// ClockOffset is how far the agent's clock is ahead of the machine's.
 	ClockOffset time.Duration `json:"clockOffset,omitempty"`
 	// Down is set by Kill of the node or of its cluster: its link is down.
@@ -84,6 +90,7 @@ type PodState struct {
 	Namespace string            `json:"namespace"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Address   netip.Addr        `json:"address,omitzero"`
+	Address6  netip.Addr        `json:"address6,omitzero"`
 	Command   []string          `json:"command"`
 	Env       []string          `json:"env,omitempty"`
 	ReadyPort uint16            `json:"readyPort,omitempty"`
@@ -99,7 +106,7 @@ func newState(l layout, o *Options) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &State{Version: stateVersion, ID: l.id, Phase: PhaseStarting, Created: time.Now().UTC(), Boot: boot}
+	s := &State{Version: stateVersion, ID: l.id, Phase: PhaseStarting, Created: time.Now().UTC(), Boot: boot, Underlay: cmp.Or(o.Underlay, UnderlayIPv4)}
 	if o.Ephemeral {
 		self, err := processOf(os.Getpid())
 		if err != nil {
@@ -108,10 +115,10 @@ func newState(l layout, o *Options) (*State, error) {
 		s.Owner = self
 	}
 	for i, name := range o.Clusters {
-		c := ClusterState{Name: name, ID: identity.ClusterID(i + 1)}
-		c.KVStore.Address = kvstoreAddress(c.ID)
+		c := ClusterState{Name: name, ID: identity.ClusterID(i + 1), Encryption: o.encryptionOf(name)}
+		c.KVStore.Address = s.Underlay.kvstoreAddress(c.ID)
 		for n := 1; n <= o.Nodes; n++ {
-			c.Nodes = append(c.Nodes, NodeState{Name: nodeName(n), Address: nodeAddress(c.ID, n), PodCIDR: nodePodCIDR(c.ID, n)})
+			c.Nodes = append(c.Nodes, NodeState{Name: nodeName(n), Address: s.Underlay.nodeAddress(c.ID, n), PodCIDRs: nodePodCIDRs(c.ID, n)})
 		}
 		s.Clusters = append(s.Clusters, c)
 	}

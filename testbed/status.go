@@ -29,16 +29,21 @@ type Status struct {
 	Loss Loss `json:"loss,omitzero"`
 	// Underlay is the network namespace of the switch between the nodes.
 	Underlay string `json:"underlay"`
+	// UnderlayFamily is the family of its addresses.
+	UnderlayFamily Underlay `json:"underlayFamily"`
 }
 
 // ClusterStatus is one cluster.
 type ClusterStatus struct {
-	Name        string             `json:"name"`
-	ID          identity.ClusterID `json:"id"`
-	PodCIDR     netip.Prefix       `json:"podCIDR"`
-	ServiceCIDR netip.Prefix       `json:"serviceCIDR"`
-	KVStore     ProcessStatus      `json:"kvstore"`
-	Nodes       []NodeStatus       `json:"nodes"`
+	Name string             `json:"name"`
+	ID   identity.ClusterID `json:"id"`
+	// PodCIDRs and ServiceCIDRs: IPv4, IPv6.
+	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	// Encryption is what its nodes encrypt, as configured.
+	Encryption identity.Encryption `json:"encryption"`
+	KVStore    ProcessStatus       `json:"kvstore"`
+	Nodes      []NodeStatus        `json:"nodes"`
 }
 
 // ProcessStatus is a store, or the part of a node that every process has.
@@ -52,10 +57,12 @@ type ProcessStatus struct {
 
 // NodeStatus is one node; its process is its agent.
 type NodeStatus struct {
-	Name    string       `json:"name"`
-	PodCIDR netip.Prefix `json:"podCIDR"`
+	Name     string         `json:"name"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	ProcessStatus
 	Socket string `json:"socket"`
+	// WireGuard has the processes that are WireGuard on the node, if it is not the kernel.
+	WireGuard []int `json:"wireGuardPIDs,omitempty"`
 	// Down is true for a node that was killed.
 	Down bool `json:"down"`
 	// ClockOffset is how far the agent's clock is ahead of the machine's, in nanoseconds; negative: behind it.
@@ -80,7 +87,7 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	st := &Status{
-		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(),
+		Dir: b.dir, ID: b.id, Phase: s.Phase, Created: s.Created, OK: true, Underlay: b.underlayNS(), UnderlayFamily: s.Underlay,
 		Pods: b.podStatuses(s), Partitions: partitions, PathMTUs: mtus, Loss: loss,
 		Clusters: make([]ClusterStatus, len(s.Clusters)),
 	}
@@ -88,13 +95,13 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 	g.SetLimit(parallel)
 	for i, c := range s.Clusters {
 		st.Clusters[i] = ClusterStatus{
-			Name: c.Name, ID: c.ID, PodCIDR: clusterPodCIDR(c.ID), ServiceCIDR: clusterServiceCIDR(c.ID),
+			Name: c.Name, ID: c.ID, PodCIDRs: clusterPodCIDRs(c.ID), ServiceCIDRs: clusterServiceCIDRs(c.ID), Encryption: c.Encryption,
 			KVStore: processStatus(c.KVStore.Process, c.KVStore.Address, b.kvstoreNS(c.Name), b.kvstoreLog(c.Name)),
 			Nodes:   make([]NodeStatus, len(c.Nodes)),
 		}
 		for j, n := range c.Nodes {
 			g.Go(func() error {
-				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, c.Name, n)
+				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, s, c.Name, n)
 				return nil
 			})
 		}
@@ -117,10 +124,17 @@ func processStatus(p *Process, address netip.Addr, netns, log string) ProcessSta
 	return st
 }
 
-func (b *Bed) nodeStatus(ctx context.Context, cluster string, n NodeState) NodeStatus {
+func (b *Bed) nodeStatus(ctx context.Context, s *State, cluster string, n NodeState) NodeStatus {
 	st := NodeStatus{
-		Name: n.Name, PodCIDR: n.PodCIDR, Socket: b.socket(cluster, n.Name), Down: n.Down, ClockOffset: n.ClockOffset, Problems: []string{},
+		Name: n.Name, PodCIDRs: n.PodCIDRs, Socket: b.socket(cluster, n.Name), Down: n.Down, ClockOffset: n.ClockOffset, Problems: []string{},
 		ProcessStatus: processStatus(n.Agent, n.Address, b.nodeNS(cluster, n.Name), b.agentLog(cluster, n.Name)),
+	}
+	ps, err := s.wireGuardProcesses(cluster, n.Name)
+	if err != nil {
+		st.Problems = append(st.Problems, err.Error())
+	}
+	for _, p := range ps {
+		st.WireGuard = append(st.WireGuard, p.PID)
 	}
 	switch {
 	case n.Down:
@@ -133,7 +147,7 @@ func (b *Bed) nodeStatus(ctx context.Context, cluster string, n NodeState) NodeS
 		client := b.Client(cluster, n.Name)
 		defer client.Close()
 		problem := agentProblem(ctx, client, 1)
-		if st.OK = problem == ""; !st.OK {
+		if st.OK = problem == "" && err == nil; problem != "" {
 			st.Problems = append(st.Problems, problem)
 		}
 	}

@@ -49,6 +49,22 @@ func TestServeSaysWhoAnsweredWhom(t *testing.T) {
 	}
 }
 
+func TestServeSendsPacketsBack(t *testing.T) {
+	conn, err := net.Dial("udp", serve(t, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("there and back")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "there and back" {
+		t.Errorf("%q came back, %v", buf[:n], err)
+	}
+}
+
 func TestServePortTaken(t *testing.T) {
 	at := serve(t, "first")
 	if err := Serve(t.Context(), "second", at, nil); err == nil || !strings.Contains(err.Error(), "--listen") {

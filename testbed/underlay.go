@@ -47,7 +47,9 @@ func (l layout) makeUnderlay() error {
 	return withHandle(l.underlayNS(), func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = bridgeName, underlayMTU
-		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		// What asks for IPv6 addresses is multicast, and goes to all ports: there are no routers that would say who wants what.
+		snooping := false
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
 			return fmt.Errorf("making the underlay's bridge: %w", missingKind(err, "bridge", "CONFIG_BRIDGE"))
 		}
 		br, err := h.LinkByName(bridgeName)
@@ -67,7 +69,7 @@ func missingKind(err error, kind, option string) error {
 }
 
 // plug makes a namespace and connects it to the underlay, its side with the given address.
-func (l layout) plug(ns, port string, address netip.Addr) error {
+func (l layout) plug(ns, port string, underlay Underlay, address netip.Addr) error {
 	if err := createNS(ns); err != nil {
 		return err
 	}
@@ -89,18 +91,22 @@ func (l layout) plug(ns, port string, address netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("connecting %s to the underlay: %w", ns, err)
 	}
-	if err := withHandle(ns, func(h *netlink.Handle) error { return configureUplink(h, address) }); err != nil {
+	if err := withHandle(ns, func(h *netlink.Handle) error { return configureUplink(h, address, underlay.bits()) }); err != nil {
 		return fmt.Errorf("configuring %s of %s: %w", uplinkName, ns, err)
 	}
 	return nil
 }
 
-func configureUplink(h *netlink.Handle, address netip.Addr) error {
+func configureUplink(h *netlink.Handle, address netip.Addr, bits int) error {
 	link, err := h.LinkByName(uplinkName)
 	if err != nil {
 		return err
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(underlayBits, 32)}}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(bits, address.BitLen())}}
+	if address.Is6() {
+		// Nobody else has it; the second of looking for one would be lost.
+		addr.Flags = unix.IFA_F_NODAD
+	}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return err
 	}

@@ -271,14 +271,14 @@ func (b *Bed) makeNetwork(ctx context.Context, s *State) error {
 	g.SetLimit(parallel)
 	for _, c := range s.Clusters {
 		g.Go(func() error {
-			return b.plug(b.kvstoreNS(c.Name), portName(c.Name, kvstoreName), c.KVStore.Address)
+			return b.plug(b.kvstoreNS(c.Name), portName(c.Name, kvstoreName), s.Underlay, c.KVStore.Address)
 		})
 		for _, n := range c.Nodes {
 			g.Go(func() error {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
-				return b.plug(b.nodeNS(c.Name, n.Name), portName(c.Name, n.Name), n.Address)
+				return b.plug(b.nodeNS(c.Name, n.Name), portName(c.Name, n.Name), s.Underlay, n.Address)
 			})
 		}
 	}

@@ -28,8 +28,6 @@ type peer struct {
 	small int
 	// learned is where packets last came from, if that is not the endpoint.
 	learned netip.AddrPort
-	// restored is true for a peer of an agent before this one, which may hold a session with it.
-	restored bool
 }
 
 // goesTo returns where to look for the peer.

@@ -67,19 +67,12 @@ func (w *WireGuard) ensureProcess(ctx context.Context, s *slot, link netlink.Lin
 	return w.startProcess(ctx, s, now)
 }
 
-// findProcess returns the process that serves the slot's socket, 0 if there is none. It removes a socket that nobody serves, and refuses
-// one that somebody else does.
+// findProcess returns the process that serves the slot's socket, 0 if there is none. It refuses a socket that somebody else serves.
 func (w *WireGuard) findProcess(s *slot) (int, error) {
 	path := socketPath(s.name)
 	conn, err := net.DialTimeout("unix", path, time.Second)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if errors.Is(err, unix.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, fmt.Errorf("removing the socket of a WireGuard process that is gone: %w", err)
-		}
-		return 0, nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return 0, nil // It is gone, or has just begun and does not listen yet.
 	}
 	if err != nil {
 		return 0, fmt.Errorf("asking WireGuard's process of %s: %w", s.name, err)
@@ -208,7 +201,7 @@ func (w *WireGuard) awaitProcess(ctx context.Context, s *slot, logFrom int64) (n
 	}
 }
 
-// endProcess ends the process that serves the slot's socket or was started last, if any.
+// endProcess ends the process that serves the slot's socket or was started last, if any, and removes what is left of its socket.
 func (w *WireGuard) endProcess(ctx context.Context, s *slot) error {
 	pid, err := w.findProcess(s)
 	if err != nil {
@@ -219,7 +212,7 @@ func (w *WireGuard) endProcess(ctx context.Context, s *slot) error {
 	}
 	s.process.pid = 0
 	if pid == 0 {
-		return nil
+		return removeSocket(s.name)
 	}
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -33,7 +33,8 @@ func (w *WireGuard) begin(ctx context.Context, number uint8) (identity.TunnelKey
 		return identity.TunnelKey{}, err
 	}
 	now := time.Now()
-	s := w.newSlot(number, key, now)
+	s := w.newSlot(number, key, now.UTC().Round(0))
+	s.young = true
 	w.slots[number] = s
 	err = w.bring(ctx, s, now)
 	if err == nil {

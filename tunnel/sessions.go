@@ -75,7 +75,7 @@ func (w *WireGuard) observe(s *slot, p *peer, have *wgtypes.Peer, now time.Time)
 	case shaken:
 		x.asked, x.due = 0, time.Time{}
 	case x.shaken || !known:
-		x.asked, x.due = 0, w.firstAsk(s, p, now)
+		x.asked, x.due = 0, s.firstAsk(p, now)
 		s.pace.hurry()
 	}
 	x.shaken = shaken
@@ -98,9 +98,9 @@ func (w *WireGuard) learn(p *peer, from netip.AddrPort, now time.Time) {
 func (w *WireGuard) expect(s *slot, p *peer, now time.Time, asked bool) {
 	x := &session{}
 	if asked {
-		x.asked, x.due = 1, w.nextAsk(s, p, 1, now)
+		x.asked, x.due = 1, s.nextAsk(p, 1, now)
 	} else {
-		x.due = w.firstAsk(s, p, now)
+		x.due = s.firstAsk(p, now)
 	}
 	s.sessions[p.key] = x
 	s.pace.hurry()
@@ -110,19 +110,19 @@ func (w *WireGuard) expect(s *slot, p *peer, now time.Time, asked bool) {
 // goesFirst tells whether this side asks first.
 func (s *slot) goesFirst(p *peer) bool { return bytes.Compare(s.public[:], p.key[:]) < 0 }
 
-// firstAsk returns when to ask for a session. A peer of an agent before this one likely holds a session that this node has lost, so it will not ask.
-func (w *WireGuard) firstAsk(s *slot, p *peer, now time.Time) time.Time {
+// firstAsk returns when to ask for a session. Peers of a device that was lost likely hold a session that this node has not, so they will not ask.
+func (s *slot) firstAsk(p *peer, now time.Time) time.Time {
 	if !p.goesTo().IsValid() {
 		return time.Time{}
 	}
-	if s.goesFirst(p) || p.restored {
+	if s.goesFirst(p) || s.fresh && !s.young {
 		return now
 	}
 	return now.Add(letGoFirst)
 }
 
 // nextAsk returns when to ask again for a session that was asked for some times.
-func (w *WireGuard) nextAsk(s *slot, p *peer, asked int, now time.Time) time.Time {
+func (s *slot) nextAsk(p *peer, asked int, now time.Time) time.Time {
 	if !p.goesTo().IsValid() {
 		return time.Time{}
 	}
@@ -138,7 +138,6 @@ func (w *WireGuard) forget(s *slot) {
 	for key := range s.sessions {
 		if p := w.peers.byKey[key]; p != nil {
 			w.view.set(pair{p.node, s.number, p.remote}, false)
-			p.restored = true
 		}
 	}
 	s.sessions = map[identity.WireGuardKey]*session{}
@@ -169,8 +168,7 @@ func (w *WireGuard) ask(s *slot, again bool, now time.Time) error {
 			x.handshake, x.sent, x.received = time.Time{}, 0, 0
 		}
 		x.asked++
-		x.due = w.nextAsk(s, p, x.asked, now)
-		p.restored = false
+		x.due = s.nextAsk(p, x.asked, now)
 	}
 	if asked > 0 {
 		s.pace.hurry()

@@ -40,6 +40,7 @@ type slot struct {
 	control *wgctrl.Client
 	process process
 
+	young   bool  // its key was made just now, so nobody has a session with it
 	ready   bool  // it has all that it should, as far as is known
 	brought bool  // it had once: what is missing from then on is repaired
 	fresh   bool  // its device was made or taken over just now, so that whatever is missing was not removed by anybody
@@ -79,7 +80,7 @@ func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	}
 	s.ready, s.problem = err == nil, err
 	if err == nil {
-		s.brought, s.fresh = true, false
+		s.brought, s.fresh, s.young = true, false, false
 	}
 	s.retry, s.checked = now.Add(retryAfter), now
 	if err != nil && s.kind == KindUserspace && !alive(s.process.pid) {

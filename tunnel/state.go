@@ -158,7 +158,4 @@ func (w *WireGuard) loadPeers() {
 			p.learned = endpoint
 		}
 	}
-	for _, p := range w.peers.byKey {
-		p.restored = true
-	}
 }

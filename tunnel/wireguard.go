@@ -201,7 +201,7 @@ func (w *WireGuard) loadSlots() error {
 		if err != nil {
 			return err
 		}
-		w.slots[0], w.preferred = w.newSlot(0, key, time.Now()), 0
+		w.slots[0], w.preferred = w.newSlot(0, key, time.Now().UTC().Round(0)), 0
 	}
 	return w.keepSlots()
 }

@@ -334,3 +334,31 @@ func TestWireGuardHandshake(t *testing.T) {
 		}
 	})
 }
+
+// awaitSaved waits until the peers are in their file.
+func (m *machine) awaitSaved() {
+	m.t.Helper()
+	path := filepath.Join(m.cfg.StateDir, peersName)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		data, err := os.ReadFile(path)
+		if state, e := decodePeers(data); err == nil && e == nil && len(state.Nodes) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("the peers are not in %s: %v", path, err)
+		}
+	}
+}
+
+// removeDevice removes a slot's device, as somebody does by hand.
+func (m *machine) removeDevice(slot uint8) {
+	m.t.Helper()
+	name := m.cfg.deviceName(slot)
+	m.in(func() {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		must(m.t, netlink.LinkDel(link))
+	})
+}

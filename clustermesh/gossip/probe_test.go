@@ -72,11 +72,16 @@ func TestProbeAnswers(t *testing.T) {
 	})
 }
 
-// TestProbe over the kernel's UDP.
+// TestProbe over the kernel's UDP, of either address family.
 func TestProbe(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { testProbe(t, "127.0.0.2", "127.0.0.3") })
+	t.Run("IPv6", func(t *testing.T) { testProbe(t, "::1", "::1") })
+}
+
+func testProbe(t *testing.T, from, to string) {
 	m := newMesh(t)
 	asks, answers := m.add("east/n1"), m.add("west/n1")
-	asks.Address, answers.Address = netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")
+	asks.Address, answers.Address = netip.MustParseAddr(from), netip.MustParseAddr(to)
 	answers.Port = freePort(t, answers.Address)
 	closed := netip.AddrPortFrom(answers.Address, freePort(t, answers.Address))
 	answers.Gossip.transport = nil
@@ -91,7 +96,7 @@ func TestProbe(t *testing.T) {
 
 	silent, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := asks.Probe(silent, open); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "127.0.0.2") {
+	if _, err := asks.Probe(silent, open); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), from) {
 		t.Errorf("a stranger: %v", err)
 	}
 	answers.SetNodes([]identity.Node{{Cluster: "east", Name: "n1", Address: asks.Address}})

@@ -160,6 +160,12 @@ var lists = []struct {
 	{[]string{"endpoint", "list"}, "/v1/endpoints",
 		`[{"namespace":"default","name":"shop-1","labels":{"app":"shop"},"identity":65792,"address":"10.1.1.5","state":"ready","hostLink":"cw1","status":{"kind":"done"}}]`,
 		"ENDPOINT        ADDRESS   IDENTITY  LABELS    LINK  STATE  STATUS\ndefault/shop-1  10.1.1.5  65792     app=shop  cw1   ready  done\n"},
+	{[]string{"node", "list"}, "/v1/nodes",
+		`[{"cluster":"west","clusterID":2,"name":"node2","address":"2001:db8::12","podCIDRs":["10.2.2.0/24","fd00:10:2:2::/64"],"instance":"x","incarnation":1,"sequence":2,"status":{"kind":"done"}}]`,
+		"NODE        ADDRESS       PODS                           HERE  STATUS\nwest/node2  2001:db8::12  10.2.2.0/24, fd00:10:2:2::/64  no    done\n"},
+	{[]string{"endpoint", "list"}, "/v1/endpoints",
+		`[{"namespace":"default","name":"shop-1","labels":{"app":"shop"},"identity":65792,"address":"10.1.1.5","address6":"fd00:10:1:1::5","state":"ready","hostLink":"cw1","status":{"kind":"done"}}]`,
+		"ENDPOINT        ADDRESS                   IDENTITY  LABELS    LINK  STATE  STATUS\ndefault/shop-1  10.1.1.5, fd00:10:1:1::5  65792     app=shop  cw1   ready  done\n"},
 	{[]string{"identity", "list"}, "/v1/identities",
 		`[{"cluster":"east","id":65792,"labels":{"app":"shop"}}]`,
 		"IDENTITY  CLUSTER  LABELS\n65792     east     app=shop\n"},
@@ -191,6 +197,15 @@ const bpfLBAnswer = `[
 "backends":[{"id":3,"slot":0,"group":"remote","address":"10.2.1.6","port":8080,"cluster":"west","node":"node1"}],"quarantined":[]},
 {"address":"100.64.64.3","port":80,"protocol":"TCP","serviceID":3,"service":"default/till","affinity":"none","backends":[],"quarantined":[]}]`
 
+// dualStackAnswer is of a service whose only backend has no IPv6 address.
+const dualStackAnswer = `[{"service":{"namespace":"default","name":"shop"},
+"declared":[{"cluster":"east","service":{"namespace":"default","name":"shop"},"global":true,"shared":true}],
+"frontends":[
+{"address":"100.64.64.1","port":80,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"cluster":"east","affinity":"none","status":{"kind":"done"}},
+{"address":"fd00:1::1","port":80,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":6},"cluster":"east","affinity":"none","status":{"kind":"done"}}],
+"backends":[
+{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"address":"10.1.1.5","number":8080,"cluster":"east","status":{"kind":"done"}}]}]`
+
 const serviceAnswer = `[{"service":{"namespace":"default","name":"shop"},
 "declared":[{"cluster":"east","service":{"namespace":"default","name":"shop"},"global":true,"shared":true},{"cluster":"west","service":{"namespace":"default","name":"shop"}}],
 "frontends":[{"address":"100.64.64.1","port":80,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"cluster":"east","affinity":"none","status":{"kind":"done"}}],
@@ -218,6 +233,18 @@ func fields(s string) string {
 		lines[i] = strings.Join(strings.Fields(l), " ")
 	}
 	return strings.Join(lines, "\n")
+}
+
+func TestServiceListCountsTheBackendsOfAnAddressesFamily(t *testing.T) {
+	a := newFakeAgent(t, map[string]string{"GET /v1/services": dualStackAnswer})
+	got := cli(t, nil, "service", "list", "--socket", a.socket)
+	want := `SERVICE       FRONTEND             OWNER  DECLARED BY    AFFINITY  BACKENDS  STATUS
+default/shop  100.64.64.1:80/TCP   east   east (global)  none      east 1    done
+default/shop  [fd00:1::1]:80/TCP  east   east (global)  none      none      done
+`
+	if got.code != exitOK || fields(got.out) != fields(want) {
+		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)
+	}
 }
 
 func TestBPFLBShowsWhoGetsConnections(t *testing.T) {

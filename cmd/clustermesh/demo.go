@@ -21,7 +21,7 @@ global service "shop" with servers in both clusters; ask it from both sides; rem
 west's answer east's clients; bring them back; measure how soon a new endpoint is known in the other
 cluster; and take everything down.
 
-Every layer is the real one: etcd, agents, BPF programs, VXLAN between network namespaces. It takes root, and
+Every layer is the real one: etcd, agents, BPF programs, VXLAN in WireGuard between network namespaces. It takes root, and
 puts nothing into the machine's own network namespace. Nothing stays, also after Ctrl-C or a
 failure; what a killed run has left is removed by the next one.
 
@@ -32,6 +32,7 @@ Exit codes:
   130  interrupted`,
 		Example: `  sudo clustermesh demo
   sudo clustermesh demo --requests 1000 --samples 500
+  sudo clustermesh demo -6 --encryption off
   sudo clustermesh demo --output json | jq .propagationMs`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -42,6 +43,8 @@ Exit codes:
 		},
 	}
 	cmd.Flags().VarP(&f, "output", "o", "a live account as text, or one object at the end as json")
+	cmd.Flags().BoolVarP(&o.IPv6, "ipv6", "6", false, "ask the service at its IPv6 address")
+	cmd.Flags().Var((*encryptionFlag)(&o.Encryption), "encryption", "what is encrypted between nodes")
 	cmd.Flags().StringVar(&o.Dir, "dir", testbed.DemoDir, "`directory` of the demo's own test-bed")
 	cmd.Flags().IntVar(&o.Requests, "requests", 200, "`number` of requests of each client in each phase")
 	cmd.Flags().IntVar(&o.Samples, "samples", 200, "`number` of endpoints to measure the propagation of")

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"net/netip"
+	"fmt"
 	"strings"
 
 	"causeway/agent/api"
@@ -19,7 +19,7 @@ func newNodeCommand(e *env) *cobra.Command {
 		print: func(p *printer, nodes []api.Node) {
 			t := newTable("NODE", "ADDRESS", "PODS", "HERE", "STATUS")
 			for _, n := range nodes {
-				t.add(n.Cluster+"/"+n.Name, n.Address, prefixes(n.PodCIDRs), yes(n.Local), rowStatus(n.Status))
+				t.add(n.Cluster+"/"+n.Name, n.Address, listed(n.PodCIDRs), yes(n.Local), rowStatus(n.Status))
 			}
 			p.table(t)
 		},
@@ -36,7 +36,7 @@ func newEndpointCommand(e *env) *cobra.Command {
 		print: func(p *printer, endpoints []api.Endpoint) {
 			t := newTable("ENDPOINT", "ADDRESS", "IDENTITY", "LABELS", "LINK", "STATE", "STATUS")
 			for _, ep := range endpoints {
-				t.add(ep.ID(), ep.Address, ep.Identity, ep.Labels, ep.HostLink, ep.State, rowStatus(ep.Status))
+				t.add(ep.ID(), listed(ep.Addresses()), ep.Identity, ep.Labels, ep.HostLink, ep.State, rowStatus(ep.Status))
 			}
 			p.table(t)
 		},
@@ -77,12 +77,13 @@ func newAddressCommand(e *env) *cobra.Command {
 	}.command(e))
 }
 
-func prefixes(list []netip.Prefix) string {
+// listed shows addresses or prefixes, "10.1.1.0/24, fd00:10:0:1::/64".
+func listed[T fmt.Stringer](list []T) string {
 	parts := make([]string, len(list))
-	for i, p := range list {
-		parts[i] = p.String()
+	for i, v := range list {
+		parts[i] = v.String()
 	}
-	return strings.Join(parts, ",")
+	return strings.Join(parts, ", ")
 }
 
 func yes(b bool) string {

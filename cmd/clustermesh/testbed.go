@@ -26,8 +26,8 @@ func newTestbedCommand(e *env) *cobra.Command {
 		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its
-own etcd, every node its own agent, and packets really go through VXLAN. It takes root, and
-puts nothing into the machine's own network namespace.
+own etcd, every node its own agent, and packets really go through VXLAN in WireGuard. Nodes and pods have IPv4 and
+IPv6 addresses. It takes root, and puts nothing into the machine's own network namespace.
 
 A test-bed stays up until it is taken down, across terminals and log-outs. Its namespaces are
 seen by "ip netns list"; inside of them tcpdump, curl and the like work as on a machine.`
@@ -80,7 +80,7 @@ func showLog(cmd *cobra.Command, err error) error {
 }
 
 func newTestbedUpCommand() *cobra.Command {
-	o := testbed.Options{}
+	o := testbed.Options{Underlay: testbed.UnderlayIPv4}
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Bring a test-bed up and leave it up",
@@ -90,6 +90,9 @@ earlier run left behind when it was killed is removed first.`,
 		Example: `  clustermesh testbed up
   clustermesh testbed up --clusters north,south,far --nodes 3
   clustermesh testbed up --unconnected                      to join them by hand
+  clustermesh testbed up --underlay ipv6                    the network between the nodes is IPv6 alone
+  clustermesh testbed up --encryption off                   to see the packets of pods on the underlay
+  clustermesh testbed up --unconnected --encryption west=off    connect refuses it, and says why
   clustermesh testbed up --dir /run/mine --clusters a,b     a second one beside the first`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -106,6 +109,8 @@ earlier run left behind when it was killed is removed first.`,
 	}
 	cmd.Flags().StringSliceVar(&o.Clusters, "clusters", []string{"east", "west"}, "`names` of the clusters; their IDs are 1, 2, …")
 	cmd.Flags().IntVar(&o.Nodes, "nodes", 2, fmt.Sprintf("nodes per `cluster`, 1 to %d", testbed.MaxNodes))
+	cmd.Flags().Var((*underlayFlag)(&o.Underlay), "underlay", "address family of the network between the nodes")
+	cmd.Flags().Var(encryptionsFlag{&o}, "encryption", "what is encrypted between nodes, for all clusters or for one; may be repeated")
 	cmd.Flags().BoolVar(&o.Unconnected, "unconnected", false, "don't join the clusters: token create and connect do")
 	cmd.Flags().DurationVar(&o.Timeout, "timeout", 0, "how long it may take (default 30s, and 0.5s more per node)")
 	cmd.Flags().StringVar(&o.LogLevel, "log-level", "", "of the agents: debug, info, warn or error")

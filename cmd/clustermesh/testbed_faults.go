@@ -13,14 +13,18 @@ import (
 
 func newTestbedKillCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "kill agent|kvstore|node|cluster CLUSTER[/NODE]",
+		Use:   "kill agent|kvstore|node|cluster|wireguard CLUSTER[/NODE]",
 		Short: "Kill an agent, a store, a node or a cluster, as kill -9 or a power cut would",
 		Long: `Kill an agent or a store with kill -9, or cut the power of a whole node: it loses its link to the underlay and all
-of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.`,
+of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.
+
+Where the kernel has no WireGuard, a process on each node is it. It outlives its agent, so that killing an agent touches
+no packet; "wireguard" kills that process alone, and the agent starts another.`,
 		Example: `  clustermesh testbed kill agent east/node1
   clustermesh testbed kill kvstore west
   clustermesh testbed kill node west/node2
-  clustermesh testbed kill cluster west`,
+  clustermesh testbed kill cluster west
+  clustermesh testbed kill wireguard east/node1`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
@@ -82,7 +86,8 @@ func newTestbedPartitionCommand() *cobra.Command {
 		Short: "Lose packets between two places of the underlay",
 		Long: `Lose packets between A and B, each a cluster (its nodes and its store) or CLUSTER/NODE, until they are
 healed. Everything else goes on. With --port only packets are lost that go to this port of the underlay or come from
-it; what pods send each other travels in the tunnel, udp/4789.`,
+it; what pods send each other travels in WireGuard, udp/51871 and, while keys are changed, udp/51872, and where that is off
+in VXLAN, udp/4789.`,
 		Example: `  clustermesh testbed partition east west
   clustermesh testbed partition east/node1 west --one-way      only packets from east/node1 to west
   clustermesh testbed partition east west --loss 30
@@ -173,7 +178,8 @@ func newTestbedMTUCommand() *cobra.Command {
 		Short: "Lose large packets between two places of the underlay",
 		Long: `Lose the packets between A and B, each a cluster (its nodes and its store) or CLUSTER/NODE, that are larger than SIZE bytes, until
 they are healed. Nobody is told, as where ICMP is filtered: small packets pass, and connections that send more hang. SIZE is that of
-IP packets on the underlay, which carries 1500; those of pods have 50 bytes more there than in the pod.`,
+IP packets on the underlay, which carries 1500; those of pods have 110 bytes more there than in the pod, rounded up to the
+blocks of WireGuard: 1390 become 1500. Where nothing is encrypted it is 50, and on an IPv6 underlay 20 more.`,
 		Example: `  clustermesh testbed mtu east west 1400
   clustermesh testbed mtu east/node1 west 1400 --one-way      only packets from east/node1 to west`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -33,7 +34,8 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 	if !s.OK {
 		verdict = p.paint(red, "problems")
 	}
-	p.printf("test-bed in %s: %s, up %s\n\n", s.Dir, verdict, p.age(s.Created))
+	p.printf("test-bed in %s: %s, up %s\n", s.Dir, verdict, p.age(s.Created))
+	p.printf("underlay: %s; encrypted between nodes: %s\n\n", s.UnderlayFamily, modesText(s.Clusters))
 	t := newTable("PLACE", "ADDRESS", "PODS", "PID", "NAMESPACE", "STATUS")
 	for _, c := range s.Clusters {
 		t.add(c.Name+"/kvstore", c.KVStore.Address, "", pid(c.KVStore.PID), c.KVStore.NetNS, aliveWord(c.KVStore))
@@ -42,7 +44,7 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 			if !n.OK {
 				status = "error: " + strings.Join(n.Problems, "; ")
 			}
-			t.add(c.Name+"/"+n.Name, n.Address, n.PodCIDR, pid(n.PID), n.NetNS, status)
+			t.add(c.Name+"/"+n.Name, n.Address, prefixText(n.PodCIDRs), pid(n.PID), n.NetNS, status)
 		}
 	}
 	p.table(t)
@@ -80,6 +82,28 @@ func printFaults(p *printer, s *testbed.Status) {
 	}
 }
 
+// modesText is the mode of all clusters, or that of each if they differ.
+func modesText(clusters []testbed.ClusterStatus) string {
+	var parts []string
+	for _, c := range clusters {
+		parts = append(parts, c.Name+"="+string(c.Encryption))
+	}
+	for _, c := range clusters {
+		if c.Encryption != clusters[0].Encryption {
+			return strings.Join(parts, " ")
+		}
+	}
+	return string(clusters[0].Encryption)
+}
+
+func prefixText(prefixes []netip.Prefix) string {
+	var parts []string
+	for _, p := range prefixes {
+		parts = append(parts, p.String())
+	}
+	return strings.Join(parts, " ")
+}
+
 func pid(n int) string {
 	if n == 0 {
 		return ""
@@ -101,11 +125,13 @@ func printPods(p *printer, pods []testbed.PodStatus) {
 		if pod.ExitCode != nil {
 			status = fmt.Sprintf("%s with %d", status, *pod.ExitCode)
 		}
-		address := "" // while it is being made
-		if pod.Address.IsValid() {
-			address = pod.Address.String()
+		var address []string // none while it is being made
+		for _, a := range []netip.Addr{pod.Address, pod.Address6} {
+			if a.IsValid() {
+				address = append(address, a.String())
+			}
 		}
-		t.add(pod.Cluster+"/"+pod.Name, pod.Node, address, labelText(pod.Labels), pid(pod.PID), status)
+		t.add(pod.Cluster+"/"+pod.Name, pod.Node, strings.Join(address, " "), labelText(pod.Labels), pid(pod.PID), status)
 	}
 	p.table(t)
 }

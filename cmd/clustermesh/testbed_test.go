@@ -31,8 +31,9 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed pod run east/node1 web --labels app -- ls", exitNotAsked, "KEY=VALUE"},
 		{"testbed pod delete web", exitNotAsked, "like east/web"},
 		{"testbed kill agent east", exitNotAsked, "like east/node1"},
-		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore, node or cluster"},
+		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore, node, cluster or wireguard"},
 		{"testbed kill cluster west/node1", exitNotAsked, "name the cluster"},
+		{"testbed kill wireguard west", exitNotAsked, "like east/node1"},
 		{"testbed kill kvstore", exitNotAsked, "say what and where"},
 		{"testbed start kvstore east/node1", exitNotAsked, "name the cluster"},
 		{"testbed partition east", exitNotAsked, "two places"},
@@ -58,6 +59,11 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed exec east/node1 -- ls", exitFailed, "clustermesh testbed up --dir " + none},
 		{"testbed up --clusters East", exitFailed, "lower case"},
 		{"testbed up --nodes 201", exitFailed, "1 to 200"},
+		{"testbed up --underlay ipx", exitFailed, "neither ipv4 nor ipv6"},
+		{"testbed up --encryption some", exitNotAsked, "is not one of"},
+		{"testbed up --encryption west=some", exitNotAsked, "is not one of"},
+		{"testbed up --encryption north=off", exitFailed, "the clusters are east, west"},
+		{"testbed up --encryption west=off", exitFailed, "refuse to be joined"},
 	} {
 		args := strings.Fields(c.args)
 		if len(args) > 2 || args[1] == "status" {

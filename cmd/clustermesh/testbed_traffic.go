@@ -17,8 +17,8 @@ func newTestbedServeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve --name TEXT",
 		Short: "A small HTTP server that says who it is, for pods",
-		Long: `Answer HTTP requests with who answered whom: the header X-Served-By and a JSON body. It ends on SIGTERM, after
-the requests that it has. It needs no test-bed.`,
+		Long: `Answer HTTP requests with who answered whom: the header X-Served-By and a JSON body. What comes to the same port over UDP
+is sent back. It ends on SIGTERM, after the requests that it has. It needs no test-bed.`,
 		Example: `  clustermesh testbed serve --name east/shop-1
   clustermesh testbed pod run east/node1 shop-1 --labels app=shop --ready-port 8080 -- clustermesh testbed serve --name east/shop-1`,
 		Args: cobra.NoArgs,
@@ -48,7 +48,8 @@ Exit codes:
   0  every request was answered
   1  some failed`,
 		Example: `  clustermesh testbed exec east/pod:client -- clustermesh testbed load --url http://100.64.64.1/ --duration 10s
-  clustermesh testbed load --url http://10.1.1.5:8080/ --rate 50 --requests 100 -o json`,
+  clustermesh testbed load --url http://10.1.1.5:8080/ --rate 50 --requests 100 -o json
+  clustermesh testbed load --url 'http://[fd00:10:1:1::5]:8080/'`,
 		Args: cobra.NoArgs,
 	}
 	f := formatTable

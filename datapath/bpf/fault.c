@@ -1,4 +1,5 @@
-/* Lost packets for the test-bed: tc ingress on the ports of its underlay's bridge. No part of a node. */
+/* Lost packets for the test-bed, IPv4 and IPv6 alike: tc ingress on the ports of its underlay's bridge. No part of a node. */
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
@@ -52,20 +53,33 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } paths SEC(".maps");
 
-/* Sender's and target's IPv4 address in an ARP packet. */
+/* Sender's and target's IPv4 address in an ARP packet. What asks for an IPv6 address goes to a multicast address, which is
+ * nobody's path; the answer goes to one host. */
 #define ARP_HLEN 8
 #define ARP_SENDER_OFFSET (ETH_HLEN + ARP_HLEN + ETH_ALEN)
 #define ARP_TARGET_OFFSET (ARP_SENDER_OFFSET + 4 + ETH_ALEN)
 
-static __always_inline bool read_addresses(struct __sk_buff *skb, __be32 *from, __be32 *to)
+static __always_inline bool read_pair4(struct __sk_buff *skb, __u32 from_offset, __u32 to_offset, struct path_key *path)
+{
+	__be32 from, to;
+
+	if (bpf_skb_load_bytes(skb, from_offset, &from, 4) || bpf_skb_load_bytes(skb, to_offset, &to, 4))
+		return false;
+	path->from = ip_addr_v4(from);
+	path->to = ip_addr_v4(to);
+	return true;
+}
+
+static __always_inline bool read_addresses(struct __sk_buff *skb, struct path_key *path)
 {
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		return !bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), from, 4) &&
-		       !bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, daddr), to, 4);
+		return read_pair4(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), ETH_HLEN + __builtin_offsetof(struct iphdr, daddr), path);
 	case bpf_htons(ETH_P_ARP):
-		return !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, from, 4) &&
-		       !bpf_skb_load_bytes(skb, ARP_TARGET_OFFSET, to, 4);
+		return read_pair4(skb, ARP_SENDER_OFFSET, ARP_TARGET_OFFSET, path);
+	case bpf_htons(ETH_P_IPV6):
+		return !bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), &path->from, sizeof(path->from)) &&
+		       !bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, daddr), &path->to, sizeof(path->to));
 	default:
 		return false;
 	}
@@ -79,36 +93,65 @@ struct ports {
 
 #define FRAGMENT_OFFSET 0x1fff
 
-static __always_inline bool read_ports(struct __sk_buff *skb, __u8 *protocol, struct ports *ports)
+/* What an IP header says: how long it is, and what follows it. */
+struct ip_info {
+	__u32 len;
+	__u8 protocol;
+	bool later_fragment;
+};
+
+/* Reads the IP header at an offset. Of IPv6 the fixed header alone: nothing on the underlay has extensions but fragments, whose
+ * protocol is that of the extension. */
+static __always_inline bool read_ip(struct __sk_buff *skb, __u32 offset, struct ip_info *info)
 {
 	struct iphdr ip;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return false;
+	info->later_fragment = false;
+	if (ip.version == 6) {
+		info->len = sizeof(struct ipv6hdr);
+		return !bpf_skb_load_bytes(skb, offset + __builtin_offsetof(struct ipv6hdr, nexthdr), &info->protocol, 1);
+	}
+	info->len = ip.ihl * 4;
+	info->protocol = ip.protocol;
+	info->later_fragment = ip.frag_off & bpf_htons(FRAGMENT_OFFSET);
+	return true;
+}
+
+static __always_inline bool is_ip(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
+}
+
+static __always_inline bool read_ports(struct __sk_buff *skb, __u8 *protocol, struct ports *ports)
+{
+	struct ip_info ip;
+
+	if (!is_ip(skb) || !read_ip(skb, ETH_HLEN, &ip) || ip.later_fragment)
 		return false;
 	if (ip.protocol != IPPROTO_TCP && ip.protocol != IPPROTO_UDP)
 		return false;
-	if (ip.frag_off & bpf_htons(FRAGMENT_OFFSET))
-		return false;
 	*protocol = ip.protocol;
-	return !bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, ports, sizeof(*ports));
+	return !bpf_skb_load_bytes(skb, ETH_HLEN + ip.len, ports, sizeof(*ports));
 }
 
 #define VXLAN_PORT 4789 /* RFC 7348 */
 #define VXLAN_HLEN 8
 
-/* Returns how long the IPv4 header at an offset and TCP's or UDP's behind it are together, and sets within to the offset of the
- * IPv4 header in the VXLAN packet that it is, or to 0. */
+/* Returns how long the IP header at an offset and TCP's or UDP's behind it are together, and sets within to the offset of the
+ * IP header in the VXLAN packet that it is, or to 0. */
 static __always_inline __u32 header_len(struct __sk_buff *skb, __u32 offset, __u32 *within)
 {
 	struct tcphdr tcp;
 	struct udphdr udp;
-	struct iphdr ip;
+	struct ip_info ip;
 	__u32 len;
 
 	*within = 0;
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+	if (!read_ip(skb, offset, &ip))
 		return 0;
-	len = ip.ihl * 4;
+	len = ip.len;
 	if (ip.protocol == IPPROTO_TCP)
 		return bpf_skb_load_bytes(skb, offset + len, &tcp, sizeof(tcp)) ? len : len + tcp.doff * 4;
 	if (ip.protocol != IPPROTO_UDP || bpf_skb_load_bytes(skb, offset + len, &udp, sizeof(udp)))
@@ -141,7 +184,7 @@ static __always_inline bool exceeds_path(struct __sk_buff *skb, const struct pat
 {
 	struct path *path = bpf_map_lookup_elem(&paths, key);
 
-	if (!path || skb->protocol != bpf_htons(ETH_P_IP) || packet_len(skb) <= path->mtu)
+	if (!path || !is_ip(skb) || packet_len(skb) <= path->mtu)
 		return false;
 	__sync_fetch_and_add(&path->lost, 1);
 	return true;
@@ -162,12 +205,9 @@ int lose(struct __sk_buff *skb)
 	struct path_key path;
 	struct fault *fault;
 	struct ports ports;
-	__be32 from, to;
 
-	if (!read_addresses(skb, &from, &to))
+	if (!read_addresses(skb, &path))
 		return PASS;
-	path.from = ip_addr_v4(from);
-	path.to = ip_addr_v4(to);
 	if (exceeds_path(skb, &path))
 		return TC_ACT_SHOT;
 	fault = worse(NULL, &key);
