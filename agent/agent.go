@@ -226,12 +226,11 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 // underlay looks at the link between the nodes: how large packets of pods may be on it, and its interface index.
 func (a *agent) underlay() (mtu podMTUs, index int, err error) {
 	node, self := a.cfg.Node.Address, a.self()
-	if mtu.underlay, err = tunnel.UnderlayMTU(node); err != nil {
+	if index, mtu.underlay, err = tunnel.FindUnderlay(node); err != nil {
 		return mtu, 0, err
 	}
 	mtu.plain, mtu.encrypted = tunnel.PodMTU(mtu.underlay, node), tunnel.EncryptedPodMTU(mtu.underlay, node, self.TunnelAddress(0))
-	index, err = tunnel.UnderlayIndex(node)
-	return mtu, index, err
+	return mtu, index, nil
 }
 
 // dial opens the own store, which need not answer now.

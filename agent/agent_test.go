@@ -418,6 +418,8 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"node:", "encryption: {mode: most}\nnode:", "encryption mode"},
 		{"node:", "encryption: {kind: hardware}\nnode:", "auto, kernel and userspace"},
 		{"node:", "encryption: {ports: [51871]}\nnode:", "want 2 different ones"},
+		{"node:", "encryption: {keepalive: 25s}\nnode:", ""},
+		{"node:", "encryption: {keepalive: 5ms}\nnode:", "want 1s to 1h"},
 		{"node:", "encryption: {rotateEvery: 30d}\nnode:", "is no duration"},
 		{"node:", "encryption: {rotateEvery: 5s}\nnode:", "at least a minute"},
 		{"node:", "peers: [{name: west}]\nnode:", "peers"},

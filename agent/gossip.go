@@ -62,6 +62,7 @@ func (a *agent) setupGossip() error {
 	}
 	a.echo = echo
 	a.links = newLinks(a.tables, a.node.NodeName(), echo, a.enc.mtu.between(a.enc.mode))
+	a.links.narrowed = a.tunnels.setMTU
 	l.gossip, err = gossip.New(gossip.Config{
 		Self: l.self, Address: a.cfg.Node.Address, Port: c.Port, MeshPort: c.MeshPort, Mesh: c.Mesh, KeyFile: c.KeyFile,
 		SigningKey: a.signingKey, Incarnation: a.node.Incarnation, Draining: drained,

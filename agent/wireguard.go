@@ -40,7 +40,17 @@ func (a *agent) setupEncryption(ctx context.Context, mtu podMTUs) error {
 		return nil
 	}
 	a.enc.Open(ctx)
+	a.wireGuardStatus = a.enc.wireGuardStatus
 	return nil
+}
+
+// wireGuardStatus reads WireGuard back.
+func (e *encryption) wireGuardStatus() (tunnel.WireGuardStatus, error) {
+	wg, _, missing := e.current()
+	if wg == nil {
+		return tunnel.WireGuardStatus{}, missing
+	}
+	return wg.Status()
 }
 
 // wireGuardConfig is what the configuration says of WireGuard.
@@ -52,8 +62,9 @@ func (a *agent) wireGuardConfig(mtu podMTUs) (tunnel.WireGuardConfig, error) {
 	}
 	cfg := tunnel.WireGuardConfig{
 		StateDir: filepath.Join(a.cfg.StateDir, "wireguard"), Node: a.cfg.Node.Address, Name: c.DeviceName, Kind: c.Kind, Cgroup: c.Cgroup,
-		Command: []string{program, "wireguard"}, MTU: tunnel.WireGuardMTU(mtu.underlay, a.cfg.Node.Address), Log: a.log, OnDevice: a.datapath.AttachWireGuard,
+		Command: []string{program, "wireguard"}, MTU: tunnel.WireGuardMTU(mtu.underlay, a.cfg.Node.Address), VXLANPort: a.cfg.Node.VXLANPort, Log: a.log, OnDevice: a.datapath.AttachWireGuard,
 	}
+	cfg.Keepalive, _ = time.ParseDuration(c.Keepalive) // checked with the configuration
 	for slot := range uint8(identity.TunnelSlots) {
 		cfg.Tunnel[slot], cfg.Ports[slot] = self.TunnelAddress(slot), c.Ports[slot]
 	}

@@ -56,15 +56,6 @@ func UnderlayMTU(node netip.Addr) (int, error) {
 	return link.Attrs().MTU, nil
 }
 
-// UnderlayIndex returns the interface index of the link that has the node's address.
-func UnderlayIndex(node netip.Addr) (int, error) {
-	link, err := underlayLink(node)
-	if err != nil {
-		return 0, err
-	}
-	return link.Attrs().Index, nil
-}
-
 func underlayLink(node netip.Addr) (netlink.Link, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
