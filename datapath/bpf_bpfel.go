@@ -98,7 +98,11 @@ const (
 	bpfDropReasonDROP_FOREIGN_IDENTITY bpfDropReason = 13
 	bpfDropReasonDROP_NO_BACKEND       bpfDropReason = 14
 	bpfDropReasonDROP_NO_TUNNEL        bpfDropReason = 15
-	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 16
+	bpfDropReasonDROP_NO_NODE          bpfDropReason = 16
+	bpfDropReasonDROP_UNENCRYPTED      bpfDropReason = 17
+	bpfDropReasonDROP_CLEARTEXT        bpfDropReason = 18
+	bpfDropReasonDROP_NOT_VXLAN        bpfDropReason = 19
+	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 20
 )
 
 type bpfEchoAnswer struct {
@@ -176,7 +180,11 @@ type bpfIpAddr struct {
 type bpfNode struct {
 	_       structs.HostLayout
 	Cluster uint8
-	Pad     [3]uint8
+	Mode    uint8
+	Mtu     uint16
+	Address bpfIpAddr
+	Local   bpfIpAddr
+	Remote  bpfIpAddr
 }
 
 type bpfNodeKey struct {

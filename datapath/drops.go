@@ -32,6 +32,10 @@ const (
 	DropForeignIdentity = "identity is not of the sending node's cluster"
 	DropNoBackend       = "service has no backend"
 	DropNoTunnel        = "tunnel refused by the kernel"
+	DropNoNode          = "no way to the node"
+	DropUnencrypted     = "would have left without encryption"
+	DropCleartext       = "came without encryption"
+	DropNotVXLAN        = "neither VXLAN nor a node's, in WireGuard"
 )
 
 var dropReasons = map[bpfDropReason]string{
@@ -50,6 +54,10 @@ var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_FOREIGN_IDENTITY: DropForeignIdentity,
 	bpfDropReasonDROP_NO_BACKEND:       DropNoBackend,
 	bpfDropReasonDROP_NO_TUNNEL:        DropNoTunnel,
+	bpfDropReasonDROP_NO_NODE:          DropNoNode,
+	bpfDropReasonDROP_UNENCRYPTED:      DropUnencrypted,
+	bpfDropReasonDROP_CLEARTEXT:        DropCleartext,
+	bpfDropReasonDROP_NOT_VXLAN:        DropNotVXLAN,
 }
 
 var directions = map[bpfDirection]string{bpfDirectionEGRESS: "egress", bpfDirectionINGRESS: "ingress"}

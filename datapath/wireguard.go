@@ -16,7 +16,11 @@ func (d *Datapath) Tunnels() *TunnelMap { return &TunnelMap{d.nodes} }
 
 // Update makes the kernel know the way to a node.
 func (m *TunnelMap) Update(ctx context.Context, t identity.Tunnel) error {
-	return m.nodes.Update(ctx, identity.Node{Cluster: t.Cluster, ClusterID: t.ClusterID, Name: t.Node, Address: t.Address})
+	v := bpfNode{Cluster: uint8(t.ClusterID), Mode: map[identity.TunnelMode]uint8{identity.TunnelPlain: 1, identity.TunnelWireGuard: 2, identity.TunnelClosed: 3}[t.Mode], Mtu: uint16(t.MTU), Address: toIP(t.Address)}
+	if t.Local.IsValid() {
+		v.Local, v.Remote = toIP(t.Local), toIP(t.Remote)
+	}
+	return m.nodes.t.put(bpfNodeKey{Address: toIP(t.Address)}, v)
 }
 
 // Delete makes the kernel refuse what the node sends, and what is sent to it.
@@ -34,7 +38,3 @@ func (m *TunnelMap) Prune(ctx context.Context, desired iter.Seq[identity.Tunnel]
 		}
 	}, synced)
 }
-
-// AttachWireGuard attaches the program that marks what comes out of a slot's WireGuard device, and lets nothing but VXLAN to this node's
-// tunnel address of the slot come out of it. It is to be called for each device before it is used.
-func (d *Datapath) AttachWireGuard(slot uint8, ifindex int) error { return nil }
