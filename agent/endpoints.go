@@ -147,7 +147,7 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 	if _, err := os.Stat(ep.NetNS); errors.Is(err, fs.ErrNotExist) {
 		return ep, invalid("netns %s does not exist; is the pod gone already?", ep.NetNS)
 	}
-	link, err := datapath.CreatePodLink(datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU})
+	link, err := datapath.CreatePodLink(datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Address: ep.Address, Address6: ep.Address6, MTU: ep.MTU})
 	if err != nil {
 		return ep, err
 	}
@@ -268,7 +268,7 @@ func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 		return false, err
 	}
 	ep.IfIndex, ep.HostMAC = link.IfIndex, link.HostMAC // the pod's MAC is only seen from inside of it
-	if err := datapath.RepairPodLink(datapath.PodLinkConfig{HostLink: ep.HostLink, Address: ep.Address, MTU: ep.MTU}, ep.MAC); err != nil {
+	if err := datapath.RepairPodLink(datapath.PodLinkConfig{HostLink: ep.HostLink, Address: ep.Address, Address6: ep.Address6, MTU: ep.MTU}, ep.MAC); err != nil {
 		e.log.Warn("endpoint's link is not repaired", "endpoint", ep.ID(), "error", err)
 	}
 	e.byID[ep.ID()] = ep

@@ -33,10 +33,10 @@ func (m *AddressMap) Update(_ context.Context, a identity.Address) error {
 	switch {
 	case a.Local || a.NodeAddress == m.node:
 		value.Kind = uint8(bpfAddressKindADDRESS_LOCAL)
-	case a.NodeAddress.Unmap().Is4():
+	case a.NodeAddress.IsValid():
 		value.Kind, value.Tunnel = uint8(bpfAddressKindADDRESS_REMOTE), toIP(a.NodeAddress)
 	default:
-		return fmt.Errorf("address %s is behind node %s/%s whose address %s is not IPv4", a.Prefix, a.Cluster, a.Node, a.NodeAddress)
+		return fmt.Errorf("address %s is behind node %s/%s, which has no address", a.Prefix, a.Cluster, a.Node)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

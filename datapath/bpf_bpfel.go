@@ -85,24 +85,23 @@ type bpfDropReason uint32
 const (
 	bpfDropReasonDROP_MALFORMED        bpfDropReason = 1
 	bpfDropReasonDROP_NOT_IP           bpfDropReason = 2
-	bpfDropReasonDROP_IPV6             bpfDropReason = 3
-	bpfDropReasonDROP_IPV6LINK_LOCAL   bpfDropReason = 4
-	bpfDropReasonDROP_SPOOFED_ADDRESS  bpfDropReason = 5
-	bpfDropReasonDROP_SPOOFED_MAC      bpfDropReason = 6
-	bpfDropReasonDROP_TTL_EXPIRED      bpfDropReason = 7
-	bpfDropReasonDROP_TOO_BIG          bpfDropReason = 8
-	bpfDropReasonDROP_NO_ENDPOINT      bpfDropReason = 9
-	bpfDropReasonDROP_UNUSED_ADDRESS   bpfDropReason = 10
-	bpfDropReasonDROP_NO_TUNNEL_KEY    bpfDropReason = 11
-	bpfDropReasonDROP_UNKNOWN_NODE     bpfDropReason = 12
-	bpfDropReasonDROP_FOREIGN_IDENTITY bpfDropReason = 13
-	bpfDropReasonDROP_NO_BACKEND       bpfDropReason = 14
-	bpfDropReasonDROP_NO_TUNNEL        bpfDropReason = 15
-	bpfDropReasonDROP_NO_NODE          bpfDropReason = 16
-	bpfDropReasonDROP_UNENCRYPTED      bpfDropReason = 17
-	bpfDropReasonDROP_CLEARTEXT        bpfDropReason = 18
-	bpfDropReasonDROP_NOT_VXLAN        bpfDropReason = 19
-	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 20
+	bpfDropReasonDROP_IPV6LINK_LOCAL   bpfDropReason = 3
+	bpfDropReasonDROP_SPOOFED_ADDRESS  bpfDropReason = 4
+	bpfDropReasonDROP_SPOOFED_MAC      bpfDropReason = 5
+	bpfDropReasonDROP_TTL_EXPIRED      bpfDropReason = 6
+	bpfDropReasonDROP_TOO_BIG          bpfDropReason = 7
+	bpfDropReasonDROP_NO_ENDPOINT      bpfDropReason = 8
+	bpfDropReasonDROP_UNUSED_ADDRESS   bpfDropReason = 9
+	bpfDropReasonDROP_NO_TUNNEL_KEY    bpfDropReason = 10
+	bpfDropReasonDROP_UNKNOWN_NODE     bpfDropReason = 11
+	bpfDropReasonDROP_FOREIGN_IDENTITY bpfDropReason = 12
+	bpfDropReasonDROP_NO_BACKEND       bpfDropReason = 13
+	bpfDropReasonDROP_NO_TUNNEL        bpfDropReason = 14
+	bpfDropReasonDROP_NO_NODE          bpfDropReason = 15
+	bpfDropReasonDROP_UNENCRYPTED      bpfDropReason = 16
+	bpfDropReasonDROP_CLEARTEXT        bpfDropReason = 17
+	bpfDropReasonDROP_NOT_VXLAN        bpfDropReason = 18
+	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 19
 )
 
 type bpfEchoAnswer struct {
@@ -115,11 +114,13 @@ type bpfEchoAnswer struct {
 }
 
 type bpfEchoMessage struct {
-	_     structs.HostLayout
-	Magic [8]uint8
-	Type  uint8
-	Pad   [7]uint8
-	Nonce uint64
+	_         structs.HostLayout
+	Magic     [8]uint8
+	Type      uint8
+	Pad       uint8
+	OtherType uint8
+	Pad2      [5]uint8
+	Nonce     uint64
 }
 
 type bpfEchoPort uint32
@@ -181,7 +182,10 @@ type bpfNode struct {
 	_       structs.HostLayout
 	Cluster uint8
 	Mode    uint8
+	Flags   uint8
+	Pad     uint8
 	Mtu     uint16
+	Pad2    [2]uint8
 	Address bpfIpAddr
 	Local   bpfIpAddr
 	Remote  bpfIpAddr
@@ -191,6 +195,14 @@ type bpfNodeKey struct {
 	_       structs.HostLayout
 	Address bpfIpAddr
 }
+
+type bpfNodeMode uint32
+
+const (
+	bpfNodeModeNODE_PLAIN     bpfNodeMode = 1
+	bpfNodeModeNODE_WIREGUARD bpfNodeMode = 2
+	bpfNodeModeNODE_CLOSED    bpfNodeMode = 3
+)
 
 type bpfService struct {
 	_           structs.HostLayout
@@ -250,6 +262,7 @@ const (
 	bpfVarUnusedEchoMessage  = "unused_echo_message"
 	bpfVarUnusedEchoPort     = "unused_echo_port"
 	bpfVarUnusedEchoType     = "unused_echo_type"
+	bpfVarUnusedNodeMode     = "unused_node_mode"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -326,6 +339,7 @@ type bpfVariableSpecs struct {
 	UnusedEchoMessage  *ebpf.VariableSpec `ebpf:"unused_echo_message"`
 	UnusedEchoPort     *ebpf.VariableSpec `ebpf:"unused_echo_port"`
 	UnusedEchoType     *ebpf.VariableSpec `ebpf:"unused_echo_type"`
+	UnusedNodeMode     *ebpf.VariableSpec `ebpf:"unused_node_mode"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -390,6 +404,7 @@ type bpfVariables struct {
 	UnusedEchoMessage  *ebpf.Variable `ebpf:"unused_echo_message"`
 	UnusedEchoPort     *ebpf.Variable `ebpf:"unused_echo_port"`
 	UnusedEchoType     *ebpf.Variable `ebpf:"unused_echo_type"`
+	UnusedNodeMode     *ebpf.Variable `ebpf:"unused_node_mode"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

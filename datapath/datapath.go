@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,7 +18,7 @@ import (
 
 // layoutVersion counts up when a map changes in a way that its sizes don't
 // show; see the map "layout" in bpf/maps.c.
-const layoutVersion = 1
+const layoutVersion = 2
 
 // Config of a node's data path.
 type Config struct {
@@ -27,9 +28,9 @@ type Config struct {
 	// CgroupPath is the cgroup v2 directory whose processes get service translation.
 	CgroupPath string
 	ClusterID  identity.ClusterID
-	// NodeAddress is this node's IPv4 address on the underlay.
+	// NodeAddress is this node's address on the underlay.
 	NodeAddress netip.Addr
-	// PodSide is the IPv4 address on the pods' side that echoes are sent from and answered at; invalid: none. No pod may have it.
+	// PodSide is the address on the pods' side that echoes are sent from and answered at; invalid: none. No pod may have it.
 	PodSide netip.Addr
 	// Tunnel are this node's tunnel addresses by slot, which VXLAN inside of WireGuard ends at; invalid ones: it has none.
 	Tunnel [identity.TunnelSlots]netip.Addr
@@ -39,7 +40,7 @@ type Config struct {
 	VXLANIndex int
 	// VXLANPort is the UDP port of all VXLAN devices of the mesh; 0: 4789.
 	VXLANPort uint16
-	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; larger ones are dropped.
+	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; that of the way to a node may be less, never more.
 	PodMTU int
 	// Log may be nil.
 	Log *slog.Logger
@@ -67,7 +68,7 @@ type Datapath struct {
 	podMTU      int
 	echoAnswers *ebpf.Map
 
-	nodes     *NodeMap
+	tunnels   *TunnelMap
 	addresses *AddressMap
 	endpoints *EndpointMap
 	balancer  *balancer
@@ -100,16 +101,16 @@ func (cfg *Config) validate() error {
 	switch {
 	case cfg.ClusterID == 0:
 		return errors.New("the data path needs a cluster ID")
-	case !cfg.NodeAddress.Unmap().Is4():
-		return fmt.Errorf("the data path needs the node's IPv4 address, not %q", cfg.NodeAddress)
-	case cfg.PodSide.IsValid() && !cfg.PodSide.Unmap().Is4():
-		return fmt.Errorf("the data path needs an IPv4 address on the pods' side, not %s: give the node an IPv4 pod range", cfg.PodSide)
-	case cfg.UnderlayIndex < 0 || cfg.UnderlayIndex == cfg.VXLANIndex:
+	case !cfg.NodeAddress.IsValid() || cfg.NodeAddress.IsUnspecified():
+		return fmt.Errorf("the data path needs the node's address on the underlay, not %q", cfg.NodeAddress)
+	case cfg.PodSide.IsValid() && cfg.PodSide.IsUnspecified():
+		return fmt.Errorf("the address on the pods' side can't be %s", cfg.PodSide)
+	case cfg.UnderlayIndex < 0 || cfg.UnderlayIndex == cfg.VXLANIndex && cfg.VXLANIndex != 0:
 		return fmt.Errorf("interface index %d is not that of the underlay's link", cfg.UnderlayIndex)
 	case cfg.VXLANIndex <= 0:
 		return errors.New("the data path needs the VXLAN device's interface index")
-	case cfg.PodMTU < 576:
-		return fmt.Errorf("pod MTU %d is below the 576 bytes that every IPv4 host must take", cfg.PodMTU)
+	case cfg.PodMTU < 576 || cfg.PodMTU > math.MaxUint16:
+		return fmt.Errorf("pod MTU %d is not between the 576 bytes that every IPv4 host must take and %d", cfg.PodMTU, math.MaxUint16)
 	}
 	return nil
 }
@@ -125,7 +126,7 @@ func (d *Datapath) load(cfg Config) error {
 	if d.balancer, err = newBalancer(d.Maps); err != nil {
 		return fmt.Errorf("taking over the services of a former agent: %w", err)
 	}
-	d.nodes = &NodeMap{t: &d.Maps.nodes}
+	d.tunnels = newTunnelMap(&d.Maps.nodes, d.node, cfg.PodMTU)
 	d.addresses = &AddressMap{t: &d.Maps.addresses, node: d.node, owner: cfg.ClusterID}
 	d.endpoints = &EndpointMap{t: &d.Maps.endpoints, owner: cfg.ClusterID, attach: d.attachPod, detach: d.detachPod}
 	if err := d.loadPrograms(cfg, maps); err != nil {
@@ -169,12 +170,11 @@ func errIncompatible(pinDir string, err error) error {
 
 func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
 	variables := map[string]any{
-		"node_address":   cfg.NodeAddress.As4(),
+		"node_address":   cfg.NodeAddress.As16(),
 		"tunnel_ifindex": uint32(cfg.VXLANIndex),
-		"pod_mtu":        uint32(cfg.PodMTU),
 	}
 	if cfg.PodSide.IsValid() {
-		variables["pod_side_address"] = cfg.PodSide.As4()
+		variables["pod_side_address"] = cfg.PodSide.As16()
 	}
 	if err := errors.Join(d.loadGuard(cfg, maps), d.loadWireGuard(cfg, maps)); err != nil {
 		return err
@@ -275,9 +275,6 @@ func (d *Datapath) Close() error {
 
 // Attach tells how programs are attached: AttachTCX or AttachClsact.
 func (d *Datapath) Attach() string { return d.attacher.mode }
-
-// Nodes returns the map of nodes.
-func (d *Datapath) Nodes() *NodeMap { return d.nodes }
 
 // Addresses returns the map of addresses.
 func (d *Datapath) Addresses() *AddressMap { return d.addresses }

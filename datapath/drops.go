@@ -19,12 +19,11 @@ type Drop struct {
 const (
 	DropMalformed       = "malformed packet"
 	DropNotIP           = "neither IP nor ARP"
-	DropIPv6            = "IPv6 not supported yet"
 	DropIPv6LinkLocal   = "IPv6 link-local (harmless)"
 	DropSpoofedAddress  = "source address is not the pod's"
 	DropSpoofedMAC      = "source MAC is not the pod's"
 	DropTTLExpired      = "TTL expired"
-	DropTooBig          = "larger than the pod MTU"
+	DropTooBig          = "larger than the way's MTU"
 	DropNoEndpoint      = "no such endpoint on the node"
 	DropUnusedAddress   = "no endpoint or service at the address"
 	DropNoTunnelKey     = "came without a tunnel key"
@@ -32,16 +31,15 @@ const (
 	DropForeignIdentity = "identity is not of the sending node's cluster"
 	DropNoBackend       = "service has no backend"
 	DropNoTunnel        = "tunnel refused by the kernel"
-	DropNoNode          = "no way to the node"
-	DropUnencrypted     = "would have left without encryption"
-	DropCleartext       = "came without encryption"
-	DropNotVXLAN        = "neither VXLAN nor a node's, in WireGuard"
+	DropNoNode          = "no such node"
+	DropUnencrypted     = "must be encrypted and cannot be"
+	DropCleartext       = "not encrypted as agreed with the sending node"
+	DropNotVXLAN        = "not the tunnel's, in WireGuard"
 )
 
 var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_MALFORMED:        DropMalformed,
 	bpfDropReasonDROP_NOT_IP:           DropNotIP,
-	bpfDropReasonDROP_IPV6:             DropIPv6,
 	bpfDropReasonDROP_IPV6LINK_LOCAL:   DropIPv6LinkLocal,
 	bpfDropReasonDROP_SPOOFED_ADDRESS:  DropSpoofedAddress,
 	bpfDropReasonDROP_SPOOFED_MAC:      DropSpoofedMAC,

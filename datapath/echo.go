@@ -62,7 +62,7 @@ func (e *Echo) open(d *Datapath) (err error) {
 		return err
 	}
 	if d.podSide.IsValid() {
-		if e.pods, err = openEchoSocket(d.podSide, d.tunnel, podSideOptions...); err != nil {
+		if e.pods, err = openEchoSocket(d.podSide, d.tunnel); err != nil {
 			return fmt.Errorf("from the pod-side address: %w", err)
 		}
 	}
@@ -101,7 +101,7 @@ func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 	if err := e.nodes.mayAsk(node); err != nil {
 		return fmt.Errorf("asking the data path of %q: %w", node, err)
 	}
-	if err := e.nodes.send(node, nonce, smallestEcho); err != nil {
+	if err := e.nodes.send(node, nonce, e.nodes.smallest()); err != nil {
 		return fmt.Errorf("asking the data path of %s: %w", node, err)
 	}
 	return nil
@@ -113,8 +113,8 @@ func (e *Echo) Send(node netip.Addr, nonce uint64) error {
 // size that is not possible is an error, and so is a data path without Config.PodSide.
 func (e *Echo) SendPods(podSide netip.Addr, nonce uint64, size int) error {
 	podSide = podSide.Unmap()
-	if size == 0 {
-		size = smallestEcho
+	if e.pods != nil && size == 0 {
+		size = e.pods.smallest()
 	}
 	if err := e.maySendPods(podSide, size); err != nil {
 		return fmt.Errorf("asking the data path behind pod-side address %q: %w", podSide, err)
@@ -129,8 +129,8 @@ func (e *Echo) maySendPods(podSide netip.Addr, size int) error {
 	if e.pods == nil {
 		return errors.New("this node has no pod-side address to ask from: the data path was loaded without one")
 	}
-	if size < smallestEcho || size > e.podMTU {
-		return fmt.Errorf("a packet of %d bytes is not possible: give 0, or %d to %d, the pods' MTU", size, smallestEcho, e.podMTU)
+	if smallest := e.pods.smallest(); size < smallest || size > e.podMTU {
+		return fmt.Errorf("a packet of %d bytes is not possible: give 0, or %d to %d, the pods' MTU", size, smallest, e.podMTU)
 	}
 	return e.pods.mayAsk(podSide)
 }

@@ -57,7 +57,7 @@ func expectAnswer(t testing.TB, e *datapath.Echo, from *node, nonce uint64) {
 
 // echoPacket is an echo as a node sends it to another.
 func echoPacket(kind uint8, nonce uint64, from, to netip.Addr) packet {
-	payload := append([]byte("causeway"), kind, 0, 0, 0, 0, 0, 0, 0)
+	payload := append([]byte("causeway"), kind, 0, echoRequest+echoReply-kind, 0, 0, 0, 0, 0)
 	p := packet{src: from, dst: to, srcPort: 40000, dstPort: echoPort, payload: binary.NativeEndian.AppendUint64(payload, nonce)}
 	if kind == echoReply {
 		p.srcPort, p.dstPort = echoPort, 40000
@@ -110,7 +110,7 @@ func TestEchoOnTheWire(t *testing.T) {
 	want[11] ^= 1 // The asker's device drops what comes from its own address.
 	copy(want[26:34], append(bytes.Clone(q.inner[30:34]), q.inner[26:30]...))
 	copy(want[34:38], append(bytes.Clone(q.inner[36:38]), q.inner[34:36]...))
-	want[50] = echoReply
+	want[50], want[52] = echoReply, echoRequest
 	if !bytes.Equal(a.inner, want) {
 		t.Errorf("the answer is\n%x, want\n%x", a.inner, want)
 	}

@@ -38,7 +38,7 @@ func TestFaults(t *testing.T) {
 
 	there := datapath.Flow{From: a.row.Address, To: b.row.Address}
 	must(t, faults.SetLoss(there, 100))
-	if conn, err := a.ns.dial(t, "tcp4", at); err == nil {
+	if conn, err := a.ns.dial(t, "tcp", at); err == nil {
 		conn.Close()
 		t.Error("connected through a total loss")
 	}
@@ -74,7 +74,7 @@ func TestFaults(t *testing.T) {
 	if lost := lostOf(t, a.ns, at, 20); lost != 20 {
 		t.Errorf("%d of 20 answers from a blocked port were lost", lost)
 	}
-	if conn, err := a.ns.dial(t, "tcp4", at); err != nil {
+	if conn, err := a.ns.dial(t, "tcp", at); err != nil {
 		t.Errorf("over TCP with UDP blocked: %v", err)
 	} else {
 		conn.Close()
@@ -82,7 +82,7 @@ func TestFaults(t *testing.T) {
 	must(t, faults.SetLoss(back, 0))
 	towards := datapath.Flow{From: a.row.Address, To: b.row.Address, Protocol: lb.TCP, Port: at.Port()}
 	must(t, faults.SetLoss(towards, 100))
-	if conn, err := a.ns.dial(t, "tcp4", at); err == nil {
+	if conn, err := a.ns.dial(t, "tcp", at); err == nil {
 		conn.Close()
 		t.Error("connected to a blocked port")
 	}

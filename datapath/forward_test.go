@@ -25,9 +25,9 @@ func (p *pod) echo() netip.AddrPort {
 
 func serveEcho(t testing.TB, at netip.AddrPort) {
 	t.Helper()
-	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	must(t, err)
-	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	must(t, err)
 	if t.Failed() {
 		return
@@ -85,7 +85,7 @@ func exchange(t testing.TB, conn net.Conn, size int) {
 // reach exchanges data over TCP and UDP.
 func (n namespace) reach(t testing.TB, to netip.AddrPort) {
 	t.Helper()
-	for network, size := range map[string]int{"tcp4": 1 << 20, "udp4": 1000} {
+	for network, size := range map[string]int{"tcp": 1 << 20, "udp": 1000} {
 		conn, err := n.dial(t, network, to)
 		if err != nil {
 			t.Fatal(err)
@@ -137,7 +137,7 @@ func TestNodesAndPodsReachEachOther(t *testing.T) {
 // lostOf sends n datagrams, one after the other, and counts the answers that don't come. On a slow machine they come late.
 func lostOf(t *testing.T, from namespace, to netip.AddrPort, n int) int {
 	t.Helper()
-	conn, err := from.dial(t, "udp4", to)
+	conn, err := from.dial(t, "udp", to)
 	if err != nil {
 		t.Fatal(err)
 	}

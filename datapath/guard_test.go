@@ -251,8 +251,10 @@ func TestGuardLetsNothingOut(t *testing.T) {
 		// Without the guard they do, so the test would have seen them.
 		a.guard("")
 		leaked = a.listen("marker")
-		vxlan.Write(secret)
-		eventually(t, "without the guard, fragments get out", func() bool { return leaked() > 0 })
+		eventually(t, "without the guard, fragments get out", func() bool {
+			vxlan.Write(secret)
+			return leaked() > 0
+		})
 	})
 }
 
@@ -482,9 +484,9 @@ func (n *node) tun(name string, address, route netip.Addr) tun {
 		must(t, unix.IoctlIfreq(d.fd, unix.TUNSETIFF, req))
 		link, err := netlink.LinkByName(name)
 		must(t, err)
-		must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(address)}))
+		must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(address, address.BitLen()))}))
 		must(t, netlink.LinkSetUp(link))
-		must(t, netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: hostNet(route)}))
+		must(t, netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(route, route.BitLen()))}))
 	})
 	if t.Failed() {
 		t.FailNow()
@@ -520,8 +522,4 @@ func (d tun) write(t testing.TB, packet []byte) {
 	if _, err := unix.Write(d.fd, packet); err != nil {
 		t.Errorf("writing to the device: %v", err)
 	}
-}
-
-func hostNet(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }

@@ -96,6 +96,48 @@ type options struct {
 	clsact bool
 	// bare leaves out the data path.
 	bare bool
+	// underlay6: the underlay is of IPv6.
+	underlay6 bool
+	// ranges are the address families of the nodes' pod ranges, in their order; none: IPv4.
+	ranges []int
+}
+
+// eachFamily runs a test in a mesh that is of IPv4 throughout, and in one of IPv6.
+func eachFamily(t *testing.T, test func(t *testing.T, opts options)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, options{}) })
+	t.Run("IPv6", func(t *testing.T) { test(t, allIPv6) })
+}
+
+var allIPv6 = options{underlay6: true, ranges: []int{6}}
+
+// eachWay runs a test for each attachment and address family.
+func eachWay(t *testing.T, test func(t *testing.T, opts options)) {
+	eachAttachment(t, func(t *testing.T, attachment options) {
+		eachFamily(t, func(t *testing.T, opts options) {
+			opts.clsact = attachment.clsact
+			test(t, opts)
+		})
+	})
+}
+
+// underlayAddress is that of a node, by its cluster and number.
+func (o options) underlayAddress(id identity.ClusterID, i int) netip.Addr {
+	if o.underlay6 {
+		return netip.MustParseAddr(fmt.Sprintf("fd00:29::%x:%x", int(id), 10+i))
+	}
+	return netip.AddrFrom4([4]byte{172, 29, byte(id), byte(10 + i)})
+}
+
+// podRanges are those of a node, by its cluster and number.
+func (o options) podRanges(id identity.ClusterID, i int) (ranges []netip.Prefix) {
+	for _, family := range o.ranges {
+		if family == 6 {
+			ranges = append(ranges, netip.MustParsePrefix(fmt.Sprintf("fd00:10:%x:%x::/64", int(id), i)))
+		} else {
+			ranges = append(ranges, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), byte(i), 0}), 24))
+		}
+	}
+	return ranges
 }
 
 type node struct {
@@ -120,12 +162,24 @@ type pod struct {
 
 func (p *pod) addr() netip.Addr { return p.row.Address }
 
+// podMTU is what an underlay of IPv4 with an MTU of 1500 leaves to pods.
 const podMTU = 1450
+
+// podMTU is what the underlay leaves to pods.
+func (o options) podMTU() int {
+	if o.underlay6 {
+		return podMTU - 20
+	}
+	return podMTU
+}
 
 // newMesh makes a node for each cluster ID, on an underlay with an MTU of 1500.
 func newMesh(t testing.TB, opts options, clusters ...identity.ClusterID) *mesh {
 	t.Helper()
 	needRoot(t)
+	if opts.ranges == nil {
+		opts.ranges = []int{4}
+	}
 	m := &mesh{t: t, underlay: newNamespace(t), options: opts}
 	m.underlay.do(t, func() {
 		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs("br0")}))
@@ -150,7 +204,7 @@ func (n *node) awaitUnderlay() {
 		n.ns.do(t, func() {
 			for range 200 {
 				// Nobody listens there; that it is refused says that it got there.
-				if _, err := net.DialTimeout("tcp4", to.String(), 20*time.Millisecond); errors.Is(err, unix.ECONNREFUSED) {
+				if _, err := net.DialTimeout("tcp", to.String(), 20*time.Millisecond); errors.Is(err, unix.ECONNREFUSED) {
 					return
 				}
 			}
@@ -164,8 +218,8 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 	t.Helper()
 	n := &node{mesh: m, ns: newNamespace(t), port: fmt.Sprintf("port%d", i), row: identity.Node{
 		Cluster: fmt.Sprintf("cluster%d", id), ClusterID: id, Name: fmt.Sprintf("node%d", i),
-		Address:  netip.AddrFrom4([4]byte{172, 29, byte(id), byte(10 + i)}),
-		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(id), byte(i), 0}), 24)},
+		Address:  m.options.underlayAddress(id, i),
+		PodCIDRs: m.options.podRanges(id, i),
 	}}
 	m.nodes = append(m.nodes, n)
 	m.underlay.do(t, func() {
@@ -182,9 +236,11 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 		up(t, "eth0")
 		eth0, err := netlink.LinkByName("eth0")
 		must(t, err)
-		addr, err := netlink.ParseAddr(n.row.Address.String() + "/16")
-		must(t, err)
-		must(t, netlink.AddrAdd(eth0, addr))
+		bits := 16
+		if n.row.Address.Is6() {
+			bits = 64
+		}
+		must(t, netlink.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(n.row.Address, bits)), Flags: unix.IFA_F_NODAD}))
 	})
 	if m.options.bare {
 		return
@@ -193,6 +249,8 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 		var err error
 		n.device, err = tunnel.EnsureVXLAN(tunnel.Config{Address: n.row.Address})
 		must(t, err)
+		sysctl(t, "net/ipv6/conf/"+tunnel.DefaultName+"/addr_gen_mode", "1")
+		sysctl(t, "net/ipv6/conf/"+tunnel.DefaultName+"/disable_ipv6", "0")
 		n.routes, err = tunnel.NewRoutes(n.device, n.row.Address)
 		must(t, err)
 	})
@@ -200,7 +258,7 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 	n.cgroups = newCgroup(t)
 	n.config = datapath.Config{
 		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address, PodSide: n.row.PodSide(),
-		VXLANIndex: n.device.Index, PodMTU: podMTU, ForceClsact: m.options.clsact,
+		VXLANIndex: n.device.Index, PodMTU: m.options.podMTU(), ForceClsact: m.options.clsact,
 	}
 	n.load()
 	t.Cleanup(func() { must(t, n.dp.Close()) })
@@ -227,9 +285,27 @@ func (n *node) learn() {
 		if n.mesh.options.bare || other == n {
 			continue
 		}
-		must(n.mesh.t, n.dp.Nodes().Update(ctx, other.row))
-		must(n.mesh.t, n.routes.Update(ctx, identity.Tunnel{Cluster: other.row.Cluster, ClusterID: other.row.ClusterID, Node: other.row.Name, Address: other.row.Address, PodCIDRs: other.row.PodCIDRs}))
+		must(n.mesh.t, n.dp.Tunnels().Update(ctx, n.tunnelTo(other)))
+		must(n.mesh.t, n.routes.Update(ctx, n.tunnelTo(other)))
+		n.ns.do(n.mesh.t, func() { n.routeIPv6(other) })
 		must(n.mesh.t, n.dp.Addresses().Update(ctx, other.address()))
+	}
+}
+
+// routeIPv6 makes the other's IPv6 ranges reachable for the node's own processes.
+func (n *node) routeIPv6(other *node) {
+	for _, p := range other.row.PodCIDRs {
+		if p.Addr().Is6() && n.row.Address.Is6() {
+			must(n.mesh.t, netlink.RouteReplace(&netlink.Route{LinkIndex: n.device.Index, Dst: ipNet(p), Src: n.row.Address.AsSlice()}))
+		}
+	}
+}
+
+// tunnelTo is the row of the way to another node, on the underlay.
+func (n *node) tunnelTo(other *node) identity.Tunnel {
+	return identity.Tunnel{
+		Cluster: other.row.Cluster, ClusterID: other.row.ClusterID, Node: other.row.Name, Mode: identity.TunnelPlain, Address: other.row.Address,
+		PodCIDRs: other.row.PodCIDRs, Local: n.row.Address, Remote: other.row.Address, MTU: n.mesh.options.podMTU(),
 	}
 }
 
@@ -243,54 +319,79 @@ func (m *mesh) learnRanges() {
 	}
 }
 
-// podRange is the row of the node's pod range.
+// podRange is the row of the node's first pod range.
 func (n *node) podRange() identity.Address {
 	a := n.address()
 	a.Prefix, a.Identity = n.row.PodCIDRs[0], identity.Unknown
 	return a
 }
 
-// addPod connects a pod to the node and makes all nodes know it.
+// inRange returns an address of the node's first pod range, by its last byte.
+func (n *node) inRange(last byte) netip.Addr { return inRange(n.row.PodCIDRs[0], last) }
+
+func inRange(p netip.Prefix, last byte) netip.Addr {
+	b := p.Addr().AsSlice()
+	b[len(b)-1] = last
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// addPod connects a pod to the node, with an address of each of its ranges, and makes all nodes know it.
 func (n *node) addPod(local uint16) *pod {
 	t := n.mesh.t
 	t.Helper()
 	p := &pod{node: n, ns: newNamespace(t)}
-	octets := n.row.PodCIDRs[0].Addr().As4()
-	octets[3] = byte(10 + len(n.pods))
+	number := byte(10 + len(n.pods))
 	p.row = identity.Endpoint{
-		Namespace: "default", Name: fmt.Sprintf("pod%d", len(n.pods)), Address: netip.AddrFrom4(octets),
-		Identity: identity.Compose(n.row.ClusterID, local), HostLink: fmt.Sprintf("cw%d", len(n.pods)), MTU: podMTU,
+		Namespace: "default", Name: fmt.Sprintf("pod%d", len(n.pods)), Address: n.inRange(number),
+		Identity: identity.Compose(n.row.ClusterID, local), HostLink: fmt.Sprintf("cw%d", len(n.pods)), MTU: n.mesh.options.podMTU(),
+	}
+	if len(n.row.PodCIDRs) > 1 {
+		p.row.Address6 = inRange(n.row.PodCIDRs[1], number)
 	}
 	n.pods = append(n.pods, p)
 	n.ns.do(t, func() {
 		var err error
 		p.link, err = datapath.CreatePodLink(datapath.PodLinkConfig{
-			NetNS: p.ns.path(), HostLink: p.row.HostLink, Address: p.row.Address, MTU: podMTU,
+			NetNS: p.ns.path(), HostLink: p.row.HostLink, Address: p.row.Address, Address6: p.row.Address6, MTU: p.row.MTU,
 		})
 		must(t, err)
 		p.row.IfIndex, p.row.MAC, p.row.HostMAC = p.link.IfIndex, p.link.MAC, p.link.HostMAC
 		must(t, n.dp.Endpoints().Update(context.Background(), p.row))
 	})
 	for _, other := range n.mesh.nodes {
-		must(t, other.dp.Addresses().Update(context.Background(), p.address()))
+		p.tell(other)
 	}
 	return p
+}
+
+// tell makes a node know the pod's addresses.
+func (p *pod) tell(n *node) {
+	for _, a := range p.row.Addresses() {
+		row := p.address()
+		row.Prefix = netip.PrefixFrom(a, a.BitLen())
+		must(n.mesh.t, n.dp.Addresses().Update(context.Background(), row))
+	}
 }
 
 // address is the row of the node's own address.
 func (n *node) address() identity.Address {
 	return identity.Address{
-		Cluster: n.row.Cluster, ClusterID: n.row.ClusterID, Prefix: netip.PrefixFrom(n.row.Address, 32),
+		Cluster: n.row.Cluster, ClusterID: n.row.ClusterID, Prefix: netip.PrefixFrom(n.row.Address, n.row.Address.BitLen()),
 		Identity: identity.RemoteNode, Node: n.row.Name, NodeAddress: n.row.Address,
 	}
 }
 
-// address is the pod's row of the addresses table.
+// address is the pod's row of the addresses table, of its first address.
 func (p *pod) address() identity.Address {
 	return identity.Address{
-		Cluster: p.node.row.Cluster, ClusterID: p.node.row.ClusterID, Prefix: netip.PrefixFrom(p.row.Address, 32),
+		Cluster: p.node.row.Cluster, ClusterID: p.node.row.ClusterID, Prefix: netip.PrefixFrom(p.row.Address, p.row.Address.BitLen()),
 		Identity: p.row.Identity, Node: p.node.row.Name, NodeAddress: p.node.row.Address, Endpoint: p.row.ID(),
 	}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // drops returns how many packets the node has dropped for the reason.

@@ -46,7 +46,7 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				c.packet.payload = []byte(c.name)
 				before := receiver.drops(c.drop)
-				out, err := c.from.dial(t, "udp4", netip.AddrPortFrom(receiver.row.Address, 4789))
+				out, err := c.from.dial(t, "udp", netip.AddrPortFrom(receiver.row.Address, 4789))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -79,7 +79,7 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 func TestNodeSendsNothingToNobody(t *testing.T) {
 	m := newMesh(t, options{}, 1, 2)
 	n := m.nodes[0]
-	conn, err := n.ns.dial(t, "udp4", netip.MustParseAddrPort("10.2.1.200:9"))
+	conn, err := n.ns.dial(t, "udp", netip.MustParseAddrPort("10.2.1.200:9"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func newStranger(t *testing.T, m *mesh) namespace {
 
 func mustDial(t *testing.T, from namespace, to netip.Addr) net.Conn {
 	t.Helper()
-	conn, err := from.dial(t, "udp4", netip.AddrPortFrom(to, 4789))
+	conn, err := from.dial(t, "udp", netip.AddrPortFrom(to, 4789))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func (p *pod) inbox(port uint16) (in inbox) {
 	t.Helper()
 	p.ns.do(t, func() {
 		var err error
-		in.conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr(), port)))
+		in.conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr(), port)))
 		must(t, err)
 	})
 	t.Cleanup(func() { in.conn.Close() })

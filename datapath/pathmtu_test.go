@@ -38,7 +38,7 @@ func (m *mesh) openFaults() *datapath.Faults {
 // answered tells whether a datagram of so many bytes comes back.
 func answered(t *testing.T, from namespace, to netip.AddrPort, size int) bool {
 	t.Helper()
-	conn, err := from.dial(t, "udp4", to)
+	conn, err := from.dial(t, "udp", to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func stream(t *testing.T, from namespace, to netip.AddrPort, segment int, wait t
 			return errors.Join(err, failed)
 		}}
 		var conn net.Conn
-		if conn, err = dialer.Dial("tcp4", to.String()); err != nil {
+		if conn, err = dialer.Dial("tcp", to.String()); err != nil {
 			t.Error(err) // The handshake is small.
 			return
 		}

@@ -19,9 +19,9 @@ const (
 	podMapAddresses     = "addresses"
 	podMapDrops         = "drops"
 	podMapEndpoints     = "endpoints"
+	podMapNodes         = "nodes"
 	podProgFromPod      = "from_pod"
 	podVarNodeAddress   = "node_address"
-	podVarPodMtu        = "pod_mtu"
 	podVarTunnelIfindex = "tunnel_ifindex"
 )
 
@@ -77,6 +77,7 @@ type podMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Drops     *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
+	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
 }
 
 // podVariableSpecs contains global variables before they are loaded into the kernel.
@@ -84,7 +85,6 @@ type podMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
 	NodeAddress   *ebpf.VariableSpec `ebpf:"node_address"`
-	PodMtu        *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelIfindex *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
 }
 
@@ -111,6 +111,7 @@ type podMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 	Drops     *ebpf.Map `ebpf:"drops"`
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
+	Nodes     *ebpf.Map `ebpf:"nodes"`
 }
 
 func (m *podMaps) Close() error {
@@ -118,6 +119,7 @@ func (m *podMaps) Close() error {
 		m.Addresses,
 		m.Drops,
 		m.Endpoints,
+		m.Nodes,
 	)
 }
 
@@ -126,7 +128,6 @@ func (m *podMaps) Close() error {
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
 	NodeAddress   *ebpf.Variable `ebpf:"node_address"`
-	PodMtu        *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelIfindex *ebpf.Variable `ebpf:"tunnel_ifindex"`
 }
 

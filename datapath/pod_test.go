@@ -66,7 +66,7 @@ func TestPodProgram(t *testing.T) {
 		"one byte too big":              {packet: with(func(p *packet) { p.payload = make([]byte, podMTU-27) }), verdict: verdictDrop, drop: datapath.DropTooBig},
 		"big, but segmented":            {packet: with(func(p *packet) { p.payload = make([]byte, 3000) }), gso: podMTU - 28, verdict: verdictRedirect, hop: true},
 		"segments too big":              {packet: with(func(p *packet) { p.payload = make([]byte, 3000) }), gso: podMTU - 27, verdict: verdictDrop, drop: datapath.DropTooBig},
-		"IPv6":                          {raw: ipv6Frame("2001:db8::1"), verdict: verdictDrop, drop: datapath.DropIPv6},
+		"IPv6 from nobody's address":    {raw: ipv6Frame("2001:db8::1"), verdict: verdictDrop, drop: datapath.DropSpoofedAddress},
 		"IPv6 router solicitation":      {raw: ipv6Frame("ff02::2"), verdict: verdictDrop, drop: datapath.DropIPv6LinkLocal},
 		"IPv6 neighbour solicitation":   {raw: ipv6Frame("ff02::1:ff00:1"), verdict: verdictDrop, drop: datapath.DropIPv6LinkLocal},
 		"a protocol nobody knows":       {packet: with(func(p *packet) { p.etherType = 0x88b5 }), verdict: verdictDrop, drop: datapath.DropNotIP},

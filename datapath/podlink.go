@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -17,16 +16,22 @@ import (
 const (
 	// podInterface is the pod's end of its veth.
 	podInterface = "eth0"
-	// podLinkAlias starts the alias of every veth of ours; the pod's address follows.
+	// podLinkAlias starts the alias of every veth of ours; the pod's addresses follow.
 	podLinkAlias = "causeway pod "
 )
 
 // upTimeout bounds how long a link may take to come up; it usually takes under a millisecond.
 const upTimeout = 5 * time.Second
 
-// podGateway is the same in every pod. Nobody has the address: the pod's neighbour table
+// Gateways, which are the same in every pod. Nobody has the addresses: the pod's neighbour table
 // says that the node's end of the veth is it.
-var podGateway = net.IPv4(169, 254, 1, 1).To4()
+var (
+	podGateway4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	podGateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// minIPv6MTU is what every link of IPv6 has to carry, in bytes (RFC 8200): the kernel has no IPv6 on a link that carries less.
+const minIPv6MTU = 1280
 
 // PodLinkConfig says how to connect a pod.
 type PodLinkConfig struct {
@@ -34,10 +39,44 @@ type PodLinkConfig struct {
 	NetNS string
 	// HostLink names the node's end of the veth; at most 15 bytes.
 	HostLink string
-	// Address of the pod, IPv4.
-	Address netip.Addr
+	// Address of the pod, and the IPv6 one that it has beside an IPv4 one, if it has.
+	Address  netip.Addr
+	Address6 netip.Addr
 	// MTU in bytes, of both ends.
 	MTU int
+}
+
+// addresses returns the pod's, each of a family of its own.
+func (cfg *PodLinkConfig) addresses() []netip.Addr {
+	if cfg.Address6.IsValid() {
+		return []netip.Addr{cfg.Address, cfg.Address6}
+	}
+	return []netip.Addr{cfg.Address}
+}
+
+func (cfg *PodLinkConfig) hasIPv6() bool { return cfg.Address.Is6() || cfg.Address6.IsValid() }
+
+// alias marks the veth as ours, of these addresses.
+func (cfg *PodLinkConfig) alias() string {
+	alias := podLinkAlias + cfg.Address.String()
+	if cfg.Address6.IsValid() {
+		alias += " " + cfg.Address6.String()
+	}
+	return alias
+}
+
+func (cfg *PodLinkConfig) validate() error {
+	switch {
+	case !cfg.Address.IsValid() || cfg.Address.Is4In6():
+		return fmt.Errorf("%q is no IPv4 or IPv6 address", cfg.Address)
+	case cfg.Address6.IsValid() && (!cfg.Address.Is4() || !cfg.Address6.Is6() || cfg.Address6.Is4In6()):
+		return fmt.Errorf("%s beside %s: a pod has one address of each family", cfg.Address6, cfg.Address)
+	case cfg.hasIPv6() && cfg.MTU < minIPv6MTU:
+		return fmt.Errorf("an MTU of %d bytes is below the %d that IPv6 needs", cfg.MTU, minIPv6MTU)
+	case len(cfg.HostLink) == 0 || len(cfg.HostLink) >= unix.IFNAMSIZ:
+		return fmt.Errorf("link name %q must have 1 to %d bytes", cfg.HostLink, unix.IFNAMSIZ-1)
+	}
+	return nil
 }
 
 // PodLink is a veth between the node and a pod.
@@ -48,9 +87,9 @@ type PodLink struct {
 	MAC     string
 }
 
-// CreatePodLink connects the namespace by a veth: "eth0" in the pod with the address as a /32 and a default
-// route, HostLink in the calling thread's namespace with a /32 route to the pod. Neighbours are permanent
-// on both ends, so that no ARP is needed. A veth of ours that is right already is kept, one that
+// CreatePodLink connects the namespace by a veth: "eth0" in the pod with each address as a /32 or /128 and a default
+// route, HostLink in the calling thread's namespace with such a route to the pod. Neighbours are permanent
+// on both ends, so that neither ARP nor neighbour discovery is needed, and addresses are usable at once. A veth of ours that is right already is kept, one that
 // isn't is replaced; a device of somebody else is an error.
 func CreatePodLink(cfg PodLinkConfig) (PodLink, error) {
 	link, err := createPodLink(cfg)
@@ -61,11 +100,8 @@ func CreatePodLink(cfg PodLinkConfig) (PodLink, error) {
 }
 
 func createPodLink(cfg PodLinkConfig) (PodLink, error) {
-	if !cfg.Address.Is4() {
-		return PodLink{}, errors.New("the address is not IPv4")
-	}
-	if len(cfg.HostLink) == 0 || len(cfg.HostLink) >= unix.IFNAMSIZ {
-		return PodLink{}, fmt.Errorf("link name %q must have 1 to %d bytes", cfg.HostLink, unix.IFNAMSIZ-1)
+	if err := cfg.validate(); err != nil {
+		return PodLink{}, err
 	}
 	ns, err := netns.GetFromPath(cfg.NetNS)
 	if err != nil {
@@ -85,6 +121,9 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 	inner, err := pod.LinkByName(podInterface)
 	if err != nil {
 		return PodLink{}, fmt.Errorf("finding %s in the pod: %w", podInterface, err)
+	}
+	if err := setPodSysctls(ns, cfg); err != nil {
+		return PodLink{}, fmt.Errorf("in the pod: %w", err)
 	}
 	if err := configurePodEnd(pod, inner, host.Attrs().HardwareAddr, cfg); err != nil {
 		return PodLink{}, err
@@ -144,10 +183,10 @@ func ensureVeth(cfg PodLinkConfig, ns netns.NsHandle, pod *netlink.Handle) (netl
 	return addVeth(cfg, ns)
 }
 
-// podLinkIsRight tells whether host is a veth to the pod's eth0, made for the same address.
+// podLinkIsRight tells whether host is a veth to the pod's eth0, made for the same addresses.
 func podLinkIsRight(host netlink.Link, pod *netlink.Handle, cfg PodLinkConfig) bool {
 	inner, err := pod.LinkByName(podInterface)
-	return err == nil && host.Attrs().Alias == podLinkAlias+cfg.Address.String() &&
+	return err == nil && host.Attrs().Alias == cfg.alias() &&
 		inner.Type() == "veth" && inner.Attrs().ParentIndex == host.Attrs().Index &&
 		host.Attrs().ParentIndex == inner.Attrs().Index
 }
@@ -163,10 +202,16 @@ func addVeth(cfg PodLinkConfig, ns netns.NsHandle) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding veth %s: %w", cfg.HostLink, err)
 	}
-	if err := netlink.LinkSetAlias(link, podLinkAlias+cfg.Address.String()); err != nil {
+	if err := netlink.LinkSetAlias(link, cfg.alias()); err != nil {
 		return nil, errors.Join(fmt.Errorf("setting the alias of %s: %w", cfg.HostLink, err), netlink.LinkDel(link))
 	}
 	return link, nil
+}
+
+// step is one of several that configure a link.
+type step struct {
+	what string
+	do   func() error
 }
 
 func configurePodEnd(pod *netlink.Handle, inner netlink.Link, gatewayMAC net.HardwareAddr, cfg PodLinkConfig) error {
@@ -175,21 +220,27 @@ func configurePodEnd(pod *netlink.Handle, inner netlink.Link, gatewayMAC net.Har
 		return fmt.Errorf("finding lo in the pod: %w", err)
 	}
 	index := inner.Attrs().Index
-	steps := []struct {
-		what string
-		do   func() error
-	}{
+	steps := []step{
 		{"setting lo up", func() error { return pod.LinkSetUp(lo) }},
 		{"setting the MTU", func() error { return pod.LinkSetMTU(inner, cfg.MTU) }},
 		{"setting " + podInterface + " up", func() error { return pod.LinkSetUp(inner) }},
-		{"setting the address", func() error { return pod.AddrReplace(inner, &netlink.Addr{IPNet: hostNet(cfg.Address)}) }},
-		{"setting the gateway's MAC", func() error { return pod.NeighSet(neighbour(index, podGateway, gatewayMAC)) }},
-		{"setting the default route", func() error {
-			return pod.RouteReplace(&netlink.Route{
-				LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-				Gw: podGateway, Flags: int(netlink.FLAG_ONLINK),
-			})
-		}},
+	}
+	for _, a := range cfg.addresses() {
+		gateway, everything := podGateway4, netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if a.Is6() {
+			gateway, everything = podGateway6, netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		steps = append(steps,
+			// Nobody else can have the address, so it need not be asked for.
+			step{"setting the address", func() error {
+				return pod.AddrReplace(inner, &netlink.Addr{IPNet: hostNet(a), Flags: unix.IFA_F_NODAD})
+			}},
+			step{"setting the gateway's MAC", func() error { return pod.NeighSet(neighbour(index, gateway, gatewayMAC)) }},
+			step{"setting the default route", func() error {
+				return pod.RouteReplace(&netlink.Route{
+					LinkIndex: index, Dst: prefixNet(everything), Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+				})
+			}})
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -201,17 +252,17 @@ func configurePodEnd(pod *netlink.Handle, inner netlink.Link, gatewayMAC net.Har
 
 func configureHostEnd(host netlink.Link, podMAC net.HardwareAddr, cfg PodLinkConfig) error {
 	index := host.Attrs().Index
-	steps := []struct {
-		what string
-		do   func() error
-	}{
+	steps := []step{
 		{"setting the MTU", func() error { return netlink.LinkSetMTU(host, cfg.MTU) }},
-		{"disabling IPv6", func() error { return disableIPv6(cfg.HostLink) }},
+		{"configuring IPv6", func() error { return setHostSysctls(cfg) }},
 		{"setting the link up", func() error { return netlink.LinkSetUp(host) }},
-		{"setting the pod's MAC", func() error { return netlink.NeighSet(neighbour(index, cfg.Address.AsSlice(), podMAC)) }},
-		{"setting the route", func() error {
-			return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: hostNet(cfg.Address), Scope: netlink.SCOPE_LINK})
-		}},
+	}
+	for _, a := range cfg.addresses() {
+		steps = append(steps,
+			step{"setting the pod's MAC", func() error { return netlink.NeighSet(neighbour(index, a, podMAC)) }},
+			step{"setting the route", func() error {
+				return netlink.RouteReplace(&netlink.Route{LinkIndex: index, Dst: hostNet(a), Scope: netlink.SCOPE_LINK})
+			}})
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -219,16 +270,6 @@ func configureHostEnd(host netlink.Link, podMAC net.HardwareAddr, cfg PodLinkCon
 		}
 	}
 	return nil
-}
-
-// disableIPv6 keeps the node's end of a veth from having an IPv6 address of its own, by
-// which a pod could reach the node around the pod program.
-func disableIPv6(link string) error {
-	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0o644)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // The kernel has no IPv6.
-	}
-	return err
 }
 
 // DeletePodLink removes a veth made by CreatePodLink; both ends go. One that isn't there is no error.
@@ -288,10 +329,16 @@ func isPodLink(l netlink.Link) bool {
 
 func isLinkNotFound(err error) bool { return errors.As(err, &netlink.LinkNotFoundError{}) }
 
-func hostNet(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
+func hostNet(a netip.Addr) *net.IPNet { return prefixNet(netip.PrefixFrom(a, a.BitLen())) }
+
+func prefixNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func neighbour(index int, ip net.IP, mac net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: ip, HardwareAddr: mac}
+func neighbour(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	family := unix.AF_INET
+	if ip.Is6() {
+		family = unix.AF_INET6
+	}
+	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
 }

@@ -86,7 +86,7 @@ func TestQuarantinedBackendKeepsItsConnections(t *testing.T) {
 	suspect.ns.do(t, func() { serveEcho(t, netip.AddrPortFrom(suspect.addr(), 7080)) })
 	n.openShop(lb.AffinityNone, suspect)
 	var established []net.Conn
-	for _, network := range []string{"tcp4", "udp4"} {
+	for _, network := range []string{"tcp", "udp"} {
 		conn, err := client.ns.dial(t, network, shop)
 		if err != nil {
 			t.Fatal(err)

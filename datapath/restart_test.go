@@ -32,7 +32,7 @@ func (n *node) refill(pods ...*pod) {
 	t.Helper()
 	n.learn()
 	for _, p := range pods {
-		must(t, n.dp.Addresses().Update(context.Background(), p.address()))
+		p.tell(n)
 		if p.node == n {
 			n.ns.do(t, func() { must(t, n.dp.Endpoints().Update(context.Background(), p.row)) })
 		}
@@ -46,7 +46,7 @@ func TestRestartKeepsTraffic(t *testing.T) {
 		m := newMesh(t, opts, 1, 2)
 		client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(300)
 		at := server.echo()
-		established, err := client.ns.dial(t, "tcp4", at)
+		established, err := client.ns.dial(t, "tcp", at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestRestartKeepsTraffic(t *testing.T) {
 // startPings sends datagrams and awaits each answer, until the returned function is called.
 func startPings(t *testing.T, from namespace, to netip.AddrPort) (stop func() (sent, lost int)) {
 	t.Helper()
-	conn, err := from.dial(t, "udp4", to)
+	conn, err := from.dial(t, "udp", to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestPrune(t *testing.T) {
 	n.restart()
 	prune := func(synced func(identity.ClusterID) bool) {
 		ctx := t.Context()
-		must(t, n.dp.Nodes().Prune(ctx, none[identity.Node], synced))
+		must(t, n.dp.Tunnels().Prune(ctx, none[identity.Tunnel], synced))
 		must(t, n.dp.Addresses().Prune(ctx, none[identity.Address], synced))
 		must(t, n.dp.Targets().Prune(ctx, none[lb.Target], synced))
 		must(t, n.dp.Frontends().Prune(ctx, none[lb.Frontend], synced))

@@ -56,9 +56,9 @@ func (p *pod) serve() *pod {
 	t.Helper()
 	p.ns.do(t, func() {
 		at := netip.AddrPortFrom(p.addr(), 7080)
-		tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+		tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		must(t, err)
-		udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		must(t, err)
 		t.Cleanup(func() { tcp.Close(); udp.Close() })
 		go func() {
@@ -90,7 +90,7 @@ func (p *pod) answers(t *testing.T, n int) map[string]int {
 	t.Helper()
 	by := make(map[string]int)
 	for range n {
-		conn, err := p.ns.dial(t, "tcp4", shop)
+		conn, err := p.ns.dial(t, "tcp", shop)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +152,7 @@ func TestClientsHearOfTheServiceOnly(t *testing.T) {
 	n.openShop(lb.AffinityNone, local, remote)
 
 	t.Run("TCP", func(t *testing.T) {
-		conn, err := client.ns.dial(t, "tcp4", shop)
+		conn, err := client.ns.dial(t, "tcp", shop)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +162,7 @@ func TestClientsHearOfTheServiceOnly(t *testing.T) {
 		}
 	})
 	t.Run("connected UDP", func(t *testing.T) {
-		conn, err := client.ns.dial(t, "udp4", shop)
+		conn, err := client.ns.dial(t, "udp", shop)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestClientsHearOfTheServiceOnly(t *testing.T) {
 	})
 	t.Run("directly to a backend", func(t *testing.T) {
 		at := netip.AddrPortFrom(remote.addr(), 7080)
-		conn, err := client.ns.dial(t, "tcp4", at)
+		conn, err := client.ns.dial(t, "tcp", at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,7 +215,7 @@ func TestClientsHearOfTheServiceOnly(t *testing.T) {
 func TestServiceWithoutBackendRefuses(t *testing.T) {
 	n, client, _, _ := newShop(t)
 	n.openShop(lb.AffinityNone)
-	if _, err := client.ns.dial(t, "tcp4", shop); !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := client.ns.dial(t, "tcp", shop); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("connecting gives %v, want %v", err, unix.ECONNREFUSED)
 	}
 	if got := n.drops(datapath.DropNoBackend); got != 1 {
@@ -227,7 +227,7 @@ func TestServiceWithoutBackendRefuses(t *testing.T) {
 func TestNodesOwnProcessesUseServices(t *testing.T) {
 	n, _, _, remote := newShop(t)
 	n.openShop(lb.AffinityNone, remote)
-	conn, err := n.ns.dial(t, "tcp4", shop)
+	conn, err := n.ns.dial(t, "tcp", shop)
 	if err != nil {
 		t.Fatal(err)
 	}

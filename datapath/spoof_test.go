@@ -47,7 +47,7 @@ func TestDisconnectedPodIsSilent(t *testing.T) {
 	n.ns.do(t, func() { serveEcho(t, at) })
 	pod.ns.reach(t, at)
 	n.ns.do(t, func() { must(t, n.dp.Endpoints().Delete(t.Context(), pod.row)) })
-	if conn, err := pod.ns.dial(t, "tcp4", at); err == nil {
+	if conn, err := pod.ns.dial(t, "tcp", at); err == nil {
 		conn.Close()
 		t.Error("the pod still reaches its node")
 	}

@@ -89,7 +89,7 @@ func TestWireCarriesIdentity(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			next := c.from.capture()
-			conn, err := c.by.dial(t, "udp4", c.to)
+			conn, err := c.by.dial(t, "udp", c.to)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,7 +109,7 @@ func TestFullSizePacketIsNotFragmented(t *testing.T) {
 	client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
 	at := server.echo()
 	next := m.nodes[0].capture()
-	conn, err := client.ns.dial(t, "udp4", at)
+	conn, err := client.ns.dial(t, "udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestNodesPathMTU(t *testing.T) {
 	m := newMesh(t, options{}, 1, 2)
 	at := m.nodes[1].addPod(301).echo()
 	next := m.nodes[0].capture()
-	conn, err := m.nodes[0].ns.dial(t, "udp4", at)
+	conn, err := m.nodes[0].ns.dial(t, "udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ const enum direction unused_direction __attribute__((unused));
 const enum address_kind unused_address_kind __attribute__((unused));
 const enum affinity unused_affinity __attribute__((unused));
 const enum backend_group unused_backend_group __attribute__((unused));
+const enum node_mode unused_node_mode __attribute__((unused));
 const enum echo_port unused_echo_port __attribute__((unused));
 const enum echo_type unused_echo_type __attribute__((unused));
 const struct echo_message unused_echo_message __attribute__((unused));

@@ -5,100 +5,115 @@
 #include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/identity.h"
+#include "lib/mss.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/toobig.h"
 #include "lib/tunnel.h"
+#include "lib/wireguard.h"
 
-/* This node's address on the pods' side, which no pod has; 0: none. */
-volatile const __be32 pod_side_address = 0;
+/* This node's address on the pods' side, which no pod has; unset: none. */
+volatile const struct ip_addr pod_side_address = {};
+
+/* Tells whether a packet came the way that its node is to be reached: from its address on the underlay, or out of WireGuard from
+ * one of its tunnel addresses, each of which WireGuard binds to a key of the node. */
+static __always_inline bool came_by_its_way(const struct __sk_buff *skb, const struct node *node, const struct ip_addr *sender)
+{
+	const bool in_wireguard = (skb->mark & WIREGUARD_MARK_MASK) == WIREGUARD_MARK;
+	const bool on_underlay = ip_addr_equal(sender, &node->address);
+
+	switch (node->mode) {
+	case NODE_PLAIN:
+		return on_underlay && !in_wireguard;
+	case NODE_WIREGUARD:
+		return !on_underlay && in_wireguard;
+	default:
+		return false;
+	}
+}
 
 /* Tells whether a node may send as identity: only as its own cluster's, or as itself. */
-static __always_inline bool may_send_as(const struct node *node, __be32 node_addr, __u32 identity, __be32 inner_src)
+static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct ip_addr *inner_src)
 {
 	if (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE)
-		return inner_src == node_addr;
+		return ip_addr_equal(inner_src, &node->address);
 	return identity_cluster(identity) == node->cluster && !identity_is_reserved(identity & 0xffff);
 }
 
-static __always_inline int echo_send_back(struct __sk_buff *skb, struct packet4 *p, struct echo *echo, __be32 asker)
+static __always_inline int echo_send_back(struct __sk_buff *skb, const struct packet *p, struct echo *echo, const struct node *asker)
 {
-	if (!echo_turn_round(skb, p, echo) || !tunnel_set_key4(skb, asker, IDENTITY_REMOTE_NODE))
+	int reason;
+
+	if (!echo_turn_round(skb, p, echo))
 		return drop(skb, DROP_NO_TUNNEL, EGRESS);
+	reason = tunnel_prepare(skb, asker, IDENTITY_REMOTE_NODE, false);
+	if (reason)
+		return drop(skb, reason, EGRESS);
 	return bpf_redirect(tunnel_ifindex, 0);
 }
 
-/* What a node sends to this node's own address: an echo ends here, everything else is the stack's. */
-static __always_inline int to_this_node(struct __sk_buff *skb, struct packet4 *p, __be32 sender, __u32 identity)
+/* An echo that a node has sent as itself to this one: it ends here. What is none is left to the stack if it is to the address
+ * on the underlay. To the one on the pods' side there is nothing else, and the sender must be where the address map has the source, which is
+ * where the answer goes. */
+static __always_inline int to_this_node(struct __sk_buff *skb, const struct packet *p, const struct node *sender, bool pod_side)
 {
+	const struct address *src = NULL;
 	struct echo echo;
 
-	/* Only a node as itself: what a pod sends is never taken for an echo. */
-	if (identity != IDENTITY_REMOTE_NODE)
-		return PASS;
-	switch (echo_parse(skb, p->ip, ECHO_LEN, &echo)) {
+	if (pod_side) {
+		src = address_lookup(&p->src);
+		if (!src || src->kind != ADDRESS_REMOTE || !ip_addr_equal(&src->tunnel, &sender->address))
+			return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
+	}
+	switch (echo_parse(skb, p, !pod_side, &echo)) {
 	case ECHO_REQUEST:
 		return echo_send_back(skb, p, &echo, sender);
 	case ECHO_REPLY:
 		echo_answered(sender, &echo);
 		return TC_ACT_SHOT; /* It has arrived, so it counts as no drop. */
 	default:
-		return PASS;
-	}
-}
-
-/* What a node sends as itself, but from an address on the pods' side, to this node's: an echo, or nothing. The sender must be
- * where the address map has the source, which is where the answer goes. */
-static __always_inline int to_pod_side(struct __sk_buff *skb, struct packet4 *p, __be32 sender)
-{
-	const struct address *src = address_lookup4(p->ip->saddr);
-	struct echo echo;
-
-	if (!src || src->kind != ADDRESS_REMOTE || ip_addr_to_v4(&src->tunnel) != sender)
-		return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
-	switch (echo_parse(skb, p->ip, 0xffff, &echo)) {
-	case ECHO_REQUEST:
-		return echo_send_back(skb, p, &echo, ip_addr_to_v4(&src->tunnel));
-	case ECHO_REPLY:
-		echo_answered(sender, &echo);
-		return TC_ACT_SHOT; /* It has arrived, so it counts as no drop. */
-	default:
-		return drop(skb, DROP_NO_ENDPOINT, INGRESS);
+		return pod_side ? drop(skb, DROP_NO_ENDPOINT, INGRESS) : PASS;
 	}
 }
 
 SEC("tc")
 int from_overlay(struct __sk_buff *skb)
 {
-	struct bpf_tunnel_key key = {};
 	const struct endpoint *dst;
 	const struct node *node;
-	struct packet4 p;
-	__be32 sender;
+	struct ip_addr sender;
+	__u32 identity;
+	struct packet p;
 
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!tunnel_get_key(skb, &sender, &identity))
 		return drop(skb, DROP_NO_TUNNEL_KEY, INGRESS);
-	sender = bpf_htonl(key.remote_ipv4);
-	node = node_lookup4(sender);
+	node = node_lookup(&sender);
 	if (!node)
 		return drop(skb, DROP_UNKNOWN_NODE, INGRESS);
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (!came_by_its_way(skb, node, &sender))
+		return drop(skb, DROP_CLEARTEXT, INGRESS);
+	if (node->mode == NODE_WIREGUARD)
+		skb->mark = 0; /* It has served; pods and other programs have marks of their own. */
+	if (!packet_is_ip(skb))
 		return drop(skb, DROP_NOT_IP, INGRESS);
 	/* The inner Ethernet addresses are meaningless, so the kernel took the packet for another host's. */
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
-	if (!packet4_parse(skb, &p))
+	if (!packet_parse(skb, &p))
 		return drop(skb, DROP_MALFORMED, INGRESS);
-	if (pod_side_address && p.ip->daddr == pod_side_address && key.tunnel_id == IDENTITY_REMOTE_NODE && p.ip->saddr != sender)
-		return to_pod_side(skb, &p, sender);
-	if (!may_send_as(node, sender, key.tunnel_id, p.ip->saddr))
+	if (identity == IDENTITY_REMOTE_NODE && ip_addr_is(&p.dst, &pod_side_address) && !ip_addr_equal(&p.src, &node->address))
+		return to_this_node(skb, &p, node, true);
+	if (!may_send_as(node, identity, &p.src))
 		return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
 
-	dst = endpoint_lookup4(p.ip->daddr);
+	mss_clamp(skb, &p, node->mtu);
+	dst = endpoint_lookup(&p.dst);
 	if (dst)
-		return endpoint_deliver4(skb, &p, dst, INGRESS);
-	if (p.ip->daddr == node_address)
-		return to_this_node(skb, &p, sender, key.tunnel_id);
-	return drop(skb, DROP_NO_ENDPOINT, INGRESS);
+		return endpoint_deliver(skb, &p, dst, INGRESS);
+	if (!ip_addr_is(&p.dst, &node_address))
+		return drop(skb, DROP_NO_ENDPOINT, INGRESS);
+	/* Only a node as itself: what a pod sends is never taken for an echo. */
+	return identity == IDENTITY_REMOTE_NODE ? to_this_node(skb, &p, node, false) : PASS;
 }
 
 /* Packets that a pod's program has sent here know where to go already; others are from this node's own
@@ -106,22 +121,27 @@ int from_overlay(struct __sk_buff *skb)
 SEC("tc")
 int to_overlay(struct __sk_buff *skb)
 {
-	struct bpf_tunnel_key key;
 	const struct address *dst;
-	struct packet4 p;
+	const struct node *node;
+	struct ip_addr remote;
+	struct packet p;
+	__u32 identity;
+	int reason;
 
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (tunnel_get_key(skb, &remote, &identity))
 		return PASS;
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (!packet_is_ip(skb))
 		return drop(skb, DROP_NOT_IP, EGRESS);
-	if (!packet4_parse(skb, &p))
+	if (!packet_parse(skb, &p))
 		return drop(skb, DROP_MALFORMED, EGRESS);
-	dst = address_lookup4(p.ip->daddr);
+	if (packet_is_small_talk(&p))
+		return drop(skb, DROP_IPV6_LINK_LOCAL, EGRESS);
+	dst = address_lookup(&p.dst);
 	if (!dst || dst->kind != ADDRESS_REMOTE)
 		return drop(skb, DROP_UNUSED_ADDRESS, EGRESS);
-	if (!tunnel_set_key4(skb, ip_addr_to_v4(&dst->tunnel), IDENTITY_REMOTE_NODE))
-		return drop(skb, DROP_NO_TUNNEL, EGRESS);
-	return PASS;
+	node = node_lookup(&dst->tunnel);
+	reason = tunnel_prepare(skb, node, IDENTITY_REMOTE_NODE, node && packet_fit(skb, &p, node) == FIT_IN_FRAGMENTS);
+	return reason ? drop(skb, reason, EGRESS) : PASS;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

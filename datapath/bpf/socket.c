@@ -101,7 +101,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 	if (!frontend)
 		return ALLOW;
 	backend = service_choose(frontend);
-	if (!backend) {
+	/* Of the other family it could not be written where it has to be. */
+	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&peer->address)) {
 		count_drop(DROP_NO_BACKEND, EGRESS, 0);
 		bpf_set_retval(-ECONNREFUSED);
 		return REFUSE;

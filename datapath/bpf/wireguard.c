@@ -12,15 +12,6 @@ volatile const struct ip_addr tunnel_address = {};
 /* What the packets get. */
 volatile const __u32 wireguard_mark = WIREGUARD_MARK;
 
-static __always_inline bool is_own(const struct ip_addr *addr)
-{
-	struct ip_addr own;
-
-	for (int i = 0; i < (int)sizeof(own.bytes); i++)
-		own.bytes[i] = tunnel_address.bytes[i];
-	return ip_addr_equal(addr, &own);
-}
-
 /* Drops a packet that is no VXLAN. The kernel sends some over every device with IPv6, which are no sign of trouble. */
 static __always_inline int refuse(struct __sk_buff *skb, enum direction direction)
 {
@@ -40,7 +31,7 @@ int from_wireguard(struct __sk_buff *skb)
 {
 	struct datagram d = {};
 
-	if (datagram_parse(skb, 0, &d) == DATAGRAM_OTHER || !is_own(&d.dst) || !node_lookup(&d.src))
+	if (datagram_parse(skb, 0, &d) == DATAGRAM_OTHER || !ip_addr_is(&d.dst, &tunnel_address) || !node_lookup(&d.src))
 		return refuse(skb, INGRESS);
 	skb->mark = wireguard_mark;
 	return PASS;
@@ -51,7 +42,7 @@ int to_wireguard(struct __sk_buff *skb)
 {
 	struct datagram d = {};
 
-	if (datagram_parse(skb, 0, &d) == DATAGRAM_OTHER || !is_own(&d.src) || !node_lookup(&d.dst))
+	if (datagram_parse(skb, 0, &d) == DATAGRAM_OTHER || !ip_addr_is(&d.src, &tunnel_address) || !node_lookup(&d.dst))
 		return refuse(skb, EGRESS);
 	return PASS;
 }

@@ -41,12 +41,12 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } addresses SEC(".maps");
 
-static __always_inline const struct address *address_lookup4(__be32 v4)
+static __always_inline const struct address *address_lookup(const struct ip_addr *a)
 {
 	struct address_key key = {
 		.prefix_len = ADDRESS_FULL_PREFIX,
 		.cluster = CLUSTER_MESH,
-		.address = ip_addr_v4(v4),
+		.address = *a,
 	};
 
 	return bpf_map_lookup_elem(&addresses, &key);

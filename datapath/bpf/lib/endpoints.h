@@ -30,10 +30,10 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } endpoints SEC(".maps");
 
-static __always_inline const struct endpoint *endpoint_lookup4(__be32 v4)
+static __always_inline const struct endpoint *endpoint_lookup(const struct ip_addr *a)
 {
 	struct endpoint_key key = {
-		.address = ip_addr_v4(v4),
+		.address = *a,
 		.cluster = CLUSTER_MESH,
 	};
 
@@ -41,12 +41,17 @@ static __always_inline const struct endpoint *endpoint_lookup4(__be32 v4)
 }
 
 /* Hands the packet to a pod of this node, as if its veth had received it. */
-static __always_inline int endpoint_deliver4(struct __sk_buff *skb, struct packet4 *p, const struct endpoint *ep,
-					     enum direction direction)
+static __always_inline int endpoint_deliver(struct __sk_buff *skb, const struct packet *p, const struct endpoint *ep,
+					    enum direction direction)
 {
-	if (!packet4_hop(p->ip))
+	struct ethhdr *eth;
+
+	if (!packet_hop(skb, p))
 		return drop(skb, DROP_TTL_EXPIRED, direction);
-	__builtin_memcpy(p->eth->h_dest, ep->mac, ETH_ALEN);
-	__builtin_memcpy(p->eth->h_source, ep->host_mac, ETH_ALEN);
+	eth = (void *)(long)skb->data;
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return drop(skb, DROP_MALFORMED, direction);
+	__builtin_memcpy(eth->h_dest, ep->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, ep->host_mac, ETH_ALEN);
 	return bpf_redirect_peer(ep->ifindex, 0);
 }

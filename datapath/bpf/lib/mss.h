@@ -40,35 +40,46 @@ static __always_inline void mss_store(struct __sk_buff *skb, __u32 tcp, __u32 of
 	bpf_l4_csum_replace(skb, tcp + TCP_CHECK_OFFSET, old, new, sizeof(new));
 }
 
-/* Lowers the segment size in a SYN or its answer whose TCP header is at the offset to at most max bytes. It is never raised, and none is
- * put where there is none. Pointers into the packet are invalid afterwards. */
-static __always_inline void mss_clamp(struct __sk_buff *skb, __u32 tcp, __u16 max)
+/* Lowers the segment size that a TCP option says to at most max bytes, in the TCP header at an offset. Returns 0. It is a global function so
+ * that the verifier looks at the walk over the options once, and not for each way that leads here. */
+__noinline int mss_lower(struct __sk_buff *skb, __u32 tcp, __u32 max)
 {
 	struct tcp_option option;
 	__u8 flags[2];
 	__u32 at, end;
 
 	if (bpf_skb_load_bytes(skb, tcp + TCP_FLAGS_OFFSET, flags, sizeof(flags)) || !(flags[1] & TCP_FLAG_SYN_BIT))
-		return;
+		return 0;
 	at = tcp + sizeof(struct tcphdr);
 	end = tcp + (flags[0] >> 4) * 4;
 	for (int i = 0; i < TCP_OPTIONS_MAX; i++) {
 		/* The last options of a packet may be shorter, but the one that is looked for is not. */
 		if (at + MSS_LEN > end || bpf_skb_load_bytes(skb, at, &option, sizeof(option)))
-			return;
+			return 0;
 		if (option.kind == MSS_KIND_END)
-			return;
+			return 0;
 		if (option.kind == MSS_KIND_NOP) {
 			at++;
 			continue;
 		}
 		if (option.len < 2)
-			return;
+			return 0;
 		if (option.kind == MSS_KIND_MSS) {
 			if (option.len == MSS_LEN && bpf_ntohs(option.value) > max)
 				mss_store(skb, tcp, at + 2, option.value, bpf_htons(max));
-			return;
+			return 0;
 		}
 		at += option.len;
 	}
+	return 0;
+}
+
+/* Lowers the segment size in a SYN or its answer to what fits into IP packets of an MTU, in bytes. It is never raised, and none is put where
+ * there is none. Pointers into the packet are invalid afterwards. */
+static __always_inline void mss_clamp(struct __sk_buff *skb, const struct packet *p, __u16 mtu)
+{
+	const __u16 headers = (p->version == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + sizeof(struct tcphdr);
+
+	if (p->protocol == IPPROTO_TCP && !p->fragment && mtu > headers)
+		mss_lower(skb, ETH_HLEN + p->header_len, mtu - headers);
 }

@@ -1,4 +1,4 @@
-/* Addresses, Ethernet and IPv4 headers. */
+/* Addresses, and packets of both address families. */
 #pragma once
 
 #include <stdbool.h>
@@ -7,6 +7,7 @@
 #include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -40,41 +41,141 @@ static __always_inline __be32 ip_addr_to_v4(const struct ip_addr *a)
 	return ((const __be32 *)a->bytes)[3];
 }
 
-/* The headers of an IPv4 packet. */
-struct packet4 {
-	struct ethhdr *eth;
-	struct iphdr *ip;
+static __always_inline bool ip_addr_is_v4(const struct ip_addr *a)
+{
+	const __be32 *words = (const __be32 *)a->bytes;
+
+	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool ip_addr_equal(const struct ip_addr *a, const struct ip_addr *b)
+{
+	const __be32 *x = (const __be32 *)a->bytes, *y = (const __be32 *)b->bytes;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+/* Tells whether a is the address that user space has set at loading; where it has set none, no address is. */
+static __always_inline bool ip_addr_is(const struct ip_addr *a, const volatile struct ip_addr *set)
+{
+	const volatile __be32 *x = (const volatile __be32 *)set->bytes;
+	const __be32 *y = (const __be32 *)a->bytes;
+
+	return (x[0] || x[1] || x[2] || x[3]) && x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+#define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define IPV6_FRAGMENT 44 /* next header, RFC 8200 */
+
+/* What an Ethernet frame's IP packet says of itself. It holds no pointers, so whoever changes the packet need not mind it. */
+struct packet {
+	struct ip_addr src;
+	struct ip_addr dst;
+	__u8 mac[ETH_ALEN]; /* that it is from */
+	__u16 len; /* of the IP packet, in bytes */
+	__u8 version; /* 4 or 6 */
+	/* Length of the IP header, in bytes: IPv4's options are part of it, IPv6's extension headers are not. */
+	__u8 header_len;
+	__u8 protocol; /* what follows the header: of IPv6 it may be an extension header, which passes untouched */
+	__u8 hops; /* TTL or hop limit */
+	bool fragment; /* a piece of a larger packet, whose first one alone has ports */
 };
 
-/* Finds the headers, pulling them into the linear part of the packet if need be. Returns false
- * for a packet that is too short or no IPv4. */
-static __always_inline bool packet4_parse(struct __sk_buff *skb, struct packet4 *p)
+/* Makes the first len bytes of the packet readable; returns where they are, or NULL. */
+static __always_inline void *packet_pull(struct __sk_buff *skb, __u32 len)
 {
-	const __u32 len = sizeof(*p->eth) + sizeof(*p->ip);
 	void *data = (void *)(long)skb->data;
 
-	if (data + len > (void *)(long)skb->data_end) {
-		if (bpf_skb_pull_data(skb, len))
-			return false;
-		data = (void *)(long)skb->data;
-		if (data + len > (void *)(long)skb->data_end)
-			return false;
-	}
-	p->eth = data;
-	p->ip = data + sizeof(*p->eth);
-	return p->ip->version == 4 && p->ip->ihl >= 5;
+	if (data + len <= (void *)(long)skb->data_end)
+		return data;
+	if (bpf_skb_pull_data(skb, len))
+		return NULL;
+	data = (void *)(long)skb->data;
+	return data + len <= (void *)(long)skb->data_end ? data : NULL;
+}
+
+static __always_inline bool packet_parse_v4(struct __sk_buff *skb, struct packet *p)
+{
+	struct ethhdr *eth = packet_pull(skb, ETH_HLEN + sizeof(struct iphdr));
+	struct iphdr *ip = (void *)(eth + 1);
+
+	if (!eth || ip->version != 4 || ip->ihl < 5)
+		return false;
+	__builtin_memcpy(p->mac, eth->h_source, ETH_ALEN);
+	p->src = ip_addr_v4(ip->saddr);
+	p->dst = ip_addr_v4(ip->daddr);
+	p->len = bpf_ntohs(ip->tot_len);
+	p->version = 4;
+	p->header_len = ip->ihl * 4;
+	p->protocol = ip->protocol;
+	p->hops = ip->ttl;
+	p->fragment = ip->frag_off & bpf_htons(IP_FRAGMENT);
+	return true;
+}
+
+static __always_inline bool packet_parse_v6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ethhdr *eth = packet_pull(skb, ETH_HLEN + sizeof(struct ipv6hdr));
+	struct ipv6hdr *ip = (void *)(eth + 1);
+
+	if (!eth || ip->version != 6)
+		return false;
+	__builtin_memcpy(p->mac, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(&p->src, &ip->saddr, sizeof(p->src));
+	__builtin_memcpy(&p->dst, &ip->daddr, sizeof(p->dst));
+	p->len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	p->version = 6;
+	p->header_len = sizeof(*ip);
+	p->protocol = ip->nexthdr;
+	p->hops = ip->hop_limit;
+	p->fragment = ip->nexthdr == IPV6_FRAGMENT;
+	return true;
+}
+
+static __always_inline bool packet_is_ip(const struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
+}
+
+/* Reads the headers, pulling them into the linear part of the packet if need be. Returns false
+ * for a packet that is too short, or not of the IP version that its frame names. */
+static __always_inline bool packet_parse(struct __sk_buff *skb, struct packet *p)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return packet_parse_v4(skb, p);
+	return packet_parse_v6(skb, p);
 }
 
 /* Counts a hop. Returns false if it was the packet's last; the packet is unchanged then.
- * The checksum is updated as in RFC 1141. */
-static __always_inline bool packet4_hop(struct iphdr *ip)
+ * IPv4's checksum is updated as in RFC 1141. */
+static __always_inline bool packet_hop(struct __sk_buff *skb, const struct packet *p)
 {
-	__u32 check = ip->check;
+	void *ip = (void *)(long)skb->data + ETH_HLEN, *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *v6 = ip;
+	struct iphdr *v4 = ip;
+	__u32 check;
 
-	if (ip->ttl <= 1)
+	if (p->hops <= 1)
 		return false;
-	check += bpf_htons(0x0100);
-	ip->check = (__u16)(check + (check >= 0xffff));
-	ip->ttl--;
+	if (p->version == 6) {
+		if ((void *)(v6 + 1) > end)
+			return false;
+		v6->hop_limit--;
+		return true;
+	}
+	if ((void *)(v4 + 1) > end)
+		return false;
+	check = v4->check + bpf_htons(0x0100);
+	v4->check = (__u16)(check + (check >= 0xffff));
+	v4->ttl--;
 	return true;
+}
+
+/* Neighbour and router discovery and multicast reports, which every kernel sends when a link comes up. They stay on the
+ * link, and are no sign of trouble. */
+static __always_inline bool packet_is_small_talk(const struct packet *p)
+{
+	const __u8 *dst = p->dst.bytes;
+
+	return p->version == 6 && ((dst[0] == 0xff && (dst[1] & 0x0f) <= 2) || (dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80));
 }
