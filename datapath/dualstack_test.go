@@ -197,6 +197,33 @@ func TestIPv6PeersAreLeftAlone(t *testing.T) {
 	}
 }
 
+// TestBackendOfTheOtherFamilyIsNone: what it would make of a socket's address is nobody's.
+func TestBackendOfTheOtherFamilyIsNone(t *testing.T) {
+	for name, opts := range map[string]options{"IPv4 service": allIPv6, "IPv6 service": {}} {
+		t.Run(name, func(t *testing.T) {
+			n, client, local, _ := newShopOf(t, opts)
+			at := shop
+			if !local.addr().Is6() {
+				at = shop6
+			}
+			for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+				f := shopFrontend(protocol, lb.AffinityNone)
+				f.Address = at.Addr()
+				must(t, n.dp.Frontends().Update(t.Context(), f))
+				must(t, n.dp.Targets().Update(t.Context(), n.shopTarget(local, protocol)))
+			}
+			for _, network := range []string{"tcp", "udp"} {
+				if _, err := client.ns.dial(t, network, at); !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("connecting by %s gives %v, want %v", network, err, unix.ECONNREFUSED)
+				}
+			}
+			if got := n.drops(datapath.DropNoBackend); got != 2 {
+				t.Errorf("%d drops are counted for want of a backend, want 2", got)
+			}
+		})
+	}
+}
+
 // TestUpgradeAttachesWhatIsMissing: the pins may be of a version that attached fewer hooks.
 func TestUpgradeAttachesWhatIsMissing(t *testing.T) {
 	n, client, local, _ := newShop(t)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	bpflink "github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -67,7 +69,7 @@ func echoPacket(kind uint8, nonce uint64, from, to netip.Addr) packet {
 
 // TestEchoIsAnsweredWithoutAgent: maps, programs and devices are all that it takes.
 func TestEchoIsAnsweredWithoutAgent(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 1, 2)
 		asker := m.nodes[0]
 		e := asker.openEcho()
@@ -94,34 +96,51 @@ func TestEchoIsAnsweredWithoutAgent(t *testing.T) {
 
 // TestEchoOnTheWire: the answer is the request turned round, with sound headers, to the asker and in the node's name.
 func TestEchoOnTheWire(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	asker, asked := m.nodes[0], m.nodes[1]
-	e := asker.openEcho()
-	question, answer := asker.capture(), asked.capture()
-	must(t, e.Send(asked.row.Address, 1<<63|7))
-	expectAnswer(t, e, asked, 1<<63|7)
-	q, ok1 := question()
-	a, ok2 := answer()
-	if !ok1 || !ok2 || q.dst != asked.row.Address || a.dst != asker.row.Address || q.vni != 6 || a.vni != 6 || a.length != q.length {
-		t.Fatalf("on the wire are %+v and %+v", q, a)
-	}
-	want := bytes.Clone(q.inner)
-	copy(want[0:12], append(bytes.Clone(q.inner[6:12]), q.inner[6:12]...))
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		asker, asked := m.nodes[0], m.nodes[1]
+		e := asker.openEcho()
+		question, answer := asker.capture(), asked.capture()
+		must(t, e.Send(asked.row.Address, 1<<63|7))
+		expectAnswer(t, e, asked, 1<<63|7)
+		q, ok1 := question()
+		a, ok2 := answer()
+		if !ok1 || !ok2 || q.dst != asked.row.Address || a.dst != asker.row.Address || q.vni != 6 || a.vni != 6 || a.length != q.length {
+			t.Fatalf("on the wire are %+v and %+v", q, a)
+		}
+		expectTurnedRound(t, q.inner, a.inner, asker.row.Address, asked.row.Address)
+	})
+}
+
+// expectTurnedRound checks that one echo is the other turned round, between the addresses, and that both have sound checksums.
+func expectTurnedRound(t *testing.T, question, answer []byte, asker, asked netip.Addr) {
+	t.Helper()
+	udp, size := 14+headerLen(asker), asker.BitLen()/8
+	addresses := udp - 2*size
+	want := bytes.Clone(question)
+	copy(want[0:12], append(bytes.Clone(question[6:12]), question[6:12]...))
 	want[11] ^= 1 // The asker's device drops what comes from its own address.
-	copy(want[26:34], append(bytes.Clone(q.inner[30:34]), q.inner[26:30]...))
-	copy(want[34:38], append(bytes.Clone(q.inner[36:38]), q.inner[34:36]...))
-	want[50], want[52] = echoReply, echoRequest
-	if !bytes.Equal(a.inner, want) {
-		t.Errorf("the answer is\n%x, want\n%x", a.inner, want)
+	copy(want[addresses:], append(asked.AsSlice(), asker.AsSlice()...))
+	copy(want[udp:], append(bytes.Clone(question[udp+2:udp+4]), question[udp:udp+2]...))
+	want[udp+8+8], want[udp+8+10] = echoReply, echoRequest
+	if !bytes.Equal(answer, want) {
+		t.Errorf("the answer is\n%x, want\n%x", answer, want)
 	}
-	if checksum(a.inner[14:34]) != 0 || a.inner[40] != 0 || a.inner[41] != 0 {
-		t.Errorf("the IPv4 checksum is wrong, or there is a UDP one: %x", a.inner)
+	for _, p := range [][]byte{question, answer} {
+		from, _ := netip.AddrFromSlice(p[addresses : addresses+size])
+		to, _ := netip.AddrFromSlice(p[addresses+size : udp])
+		if asker.Is4() && (checksum(p[14:34]) != 0 || p[udp+6] != 0 || p[udp+7] != 0) {
+			t.Errorf("the IPv4 checksum is wrong, or there is a UDP one: %x", p)
+		}
+		if asker.Is6() && checksum(pseudoHeader(from, to, p[udp:])) != 0 {
+			t.Errorf("the UDP checksum is wrong: %x", p)
+		}
 	}
 }
 
 // TestEchoIsBetweenNodesOnly sends hand-made VXLAN packets, and then a good request: its answer is the only one.
 func TestEchoIsBetweenNodesOnly(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 2)
 		a, b := m.nodes[0], m.nodes[1]
 		e := a.openEcho()
@@ -134,15 +153,8 @@ func TestEchoIsBetweenNodesOnly(t *testing.T) {
 			change(&p)
 			return p.bytes()
 		}
-		for nonce, c := range []struct {
-			name  string
-			from  namespace
-			to    *node
-			vni   uint32
-			frame []byte
-			drop  string // empty: a stack gets it
-		}{
-			{"a stranger asks", stranger, b, 6, with(toB, func(p *packet) { p.src = netip.MustParseAddr("172.29.9.19") }), datapath.DropUnknownNode},
+		cases := []echoCase{
+			{"a stranger asks", stranger, b, 6, with(toB, func(p *packet) { p.src = outsider(p.src) }), datapath.DropUnknownNode},
 			{"a stranger asks in a node's name", stranger, b, 6, toB.bytes(), datapath.DropUnknownNode},
 			{"a stranger answers", stranger, a, 6, toA.bytes(), datapath.DropUnknownNode},
 			{"in another node's name", a.ns, b, 6, with(toB, func(p *packet) { p.src = b.row.Address }), datapath.DropForeignIdentity},
@@ -164,11 +176,20 @@ func TestEchoIsBetweenNodesOnly(t *testing.T) {
 			{"one byte more", a.ns, b, 6, with(toB, func(p *packet) { p.payload = append(p.payload, 0) }), ""},
 			{"a byte behind the packet", a.ns, b, 6, append(toB.bytes(), 0), ""},
 			{"TCP", a.ns, b, 6, with(toB, func(p *packet) { p.protocol = 6 }), ""},
-			{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 0x20), ""},
-			{"with options", a.ns, b, 6, withByte(toB.bytes(), 14, 0x46), ""},
-			{"with a checksum", a.ns, b, 6, withByte(toB.bytes(), 41, 1), ""},
-			{"of another length", a.ns, b, 6, withByte(toB.bytes(), 39, 31), ""},
-		} {
+			{"of another length", a.ns, b, 6, withByte(toB.bytes(), 14+headerLen(toB.src)+5, 31), ""},
+			{"of a type that it denies", a.ns, b, 6, with(toB, func(p *packet) { p.payload[10] = echoRequest }), ""},
+		}
+		if toB.src.Is4() {
+			cases = append(cases,
+				echoCase{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 0x20), ""},
+				echoCase{"with options", a.ns, b, 6, withByte(toB.bytes(), 14, 0x46), ""},
+				echoCase{"with a checksum", a.ns, b, 6, withByte(toB.bytes(), 41, 1), ""})
+		} else {
+			cases = append(cases,
+				echoCase{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 44), ""},
+				echoCase{"with an extension header", a.ns, b, 6, withByte(toB.bytes(), 20, 60), ""})
+		}
+		for nonce, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				dropsBefore := c.to.drops(c.drop)
 				mustWrite(t, c.from, c.to, vxlan(c.vni, c.frame))
@@ -183,6 +204,16 @@ func TestEchoIsBetweenNodesOnly(t *testing.T) {
 	})
 }
 
+// echoCase is a frame that is hidden among echoes.
+type echoCase struct {
+	name  string
+	from  namespace
+	to    *node
+	vni   uint32
+	frame []byte
+	drop  string // empty: a stack gets it, or refuses it
+}
+
 func mustWrite(t *testing.T, from namespace, to *node, datagram []byte) {
 	t.Helper()
 	if _, err := mustDial(t, from, to.row.Address).Write(datagram); err != nil {
@@ -192,47 +223,61 @@ func mustWrite(t *testing.T, from namespace, to *node, datagram []byte) {
 
 // TestPodsDontEcho: what a pod sends from its own address reaches the nodes' stacks, in which nobody listens.
 func TestPodsDontEcho(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	a, b := m.nodes[0], m.nodes[1]
-	pod := b.addPod(300)
-	e := a.openEcho()
-	for name, to := range map[string]*node{"own node": b, "other node": a} {
-		for _, kind := range []uint8{echoRequest, echoReply} {
-			var err error
-			pod.ns.do(t, func() { err = sendEcho(pod.addr(), to.row.Address, kind) })
-			if !errors.Is(err, unix.ECONNREFUSED) {
-				t.Errorf("%s, kind %d: %v, want %v", name, kind, err, unix.ECONNREFUSED)
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		a, b := m.nodes[0], m.nodes[1]
+		pod := b.addPod(300)
+		e := a.openEcho()
+		for name, to := range map[string]*node{"own node": b, "other node": a} {
+			for _, kind := range []uint8{echoRequest, echoReply} {
+				var err error
+				pod.ns.do(t, func() { err = sendEcho(pod.addr(), to.row.Address, kind) })
+				if !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("%s, kind %d: %v, want %v", name, kind, err, unix.ECONNREFUSED)
+				}
 			}
 		}
-	}
-	lie := echoPacket(echoReply, 666, b.row.Address, a.row.Address)
-	lie.srcMAC, lie.dstMAC = pod.row.MAC, pod.row.HostMAC
-	pod.sendFrame(lie.bytes())
-	eventually(t, "the lie is dropped", func() bool { return b.drops(datapath.DropSpoofedAddress) == 1 })
-	must(t, e.Send(b.row.Address, 1))
-	expectAnswer(t, e, b, 1)
+		lie := echoPacket(echoReply, 666, b.row.Address, a.row.Address)
+		lie.srcMAC, lie.dstMAC = pod.row.MAC, pod.row.HostMAC
+		pod.sendFrame(lie.bytes())
+		eventually(t, "the lie is dropped", func() bool { return b.drops(datapath.DropSpoofedAddress) == 1 })
+		must(t, e.Send(b.row.Address, 1))
+		expectAnswer(t, e, b, 1)
+	})
 }
 
 // sendEcho sends an echo by a socket, and returns what comes back as an error.
 func sendEcho(from, to netip.Addr, kind uint8) error {
 	p := echoPacket(kind, 666, from, to)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	family := unix.AF_INET
+	if from.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
 	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1), // of IPv4
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
-		unix.Bind(fd, &unix.SockaddrInet4{Port: int(p.srcPort), Addr: from.As4()}),
-		unix.Connect(fd, &unix.SockaddrInet4{Port: int(p.dstPort), Addr: to.As4()}),
+		unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, p.srcPort))),
+		unix.Connect(fd, sockaddr(netip.AddrPortFrom(to, p.dstPort))),
 		unix.Send(fd, p.payload, 0))
 	if err != nil {
 		return err
 	}
 	_, _, err = unix.Recvfrom(fd, make([]byte, 64), 0)
 	return err
+}
+
+// sockaddr is the address in its family's own form.
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return sockaddr6(a)
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
 // TestEchoNeedsTheDataPath: nothing else of a node answers, and once the data path is back it does.
@@ -275,8 +320,12 @@ func TestEchoNeedsTheDataPath(t *testing.T) {
 
 // detachOverlay takes the program off the tunnel device's ingress.
 func (n *node) detachOverlay(link netlink.Link) error {
-	err := os.Remove(filepath.Join(n.config.PinDir, "links", "overlay-ingress"))
-	if !n.mesh.options.clsact {
+	if err := os.Remove(filepath.Join(n.config.PinDir, "links", "overlay-ingress")); !n.mesh.options.clsact {
+		// The kernel does it a little later.
+		eventually(n.mesh.t, "the program is detached", func() bool {
+			left, err := bpflink.QueryPrograms(bpflink.QueryOptions{Target: link.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+			return err == nil && len(left.Programs) == 0
+		})
 		return err
 	}
 	return netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{

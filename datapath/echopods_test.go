@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,8 +14,8 @@ import (
 	"causeway/identity"
 )
 
-// smallestEcho is the IP packet of an echo without padding, in bytes.
-const smallestEcho = 52
+// smallestEcho is the IP packet of an echo without padding, in bytes, between addresses of a family.
+func smallestEcho(family netip.Addr) int { return headerLen(family) + 8 + 24 }
 
 // newPodsMesh makes nodes that know each other's pod ranges.
 func newPodsMesh(t testing.TB, opts options, clusters ...identity.ClusterID) *mesh {
@@ -28,13 +29,14 @@ func (n *node) podSide() netip.Addr { return n.row.PodSide() }
 
 // TestPodsEchoIsAnsweredWithoutAgent in every size, between clusters and within one.
 func TestPodsEchoIsAnsweredWithoutAgent(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newPodsMesh(t, opts, 1, 1, 2)
 		e := m.nodes[0].openEcho()
 		before := []map[string]uint64{m.nodes[0].dropped(), m.nodes[1].dropped(), m.nodes[2].dropped()}
+		smallest, largest := smallestEcho(m.nodes[0].podSide()), m.options.podMTU()
 		for _, n := range m.nodes[1:] {
 			must(t, n.dp.Close())
-			for i, size := range []int{0, smallestEcho, smallestEcho + 1, 100, 576, 1001, podMTU - 1, podMTU} {
+			for i, size := range []int{0, smallest, smallest + 1, 100, 576, 1001, largest - 1, largest} {
 				nonce := uint64(i)<<56 | 7
 				must(t, e.SendPods(n.podSide(), nonce, size))
 				expectAnswer(t, e, n, nonce)
@@ -51,34 +53,31 @@ func TestPodsEchoIsAnsweredWithoutAgent(t *testing.T) {
 
 // TestPodsEchoOnTheWire: from pod side to pod side and back, whole, of the size asked for, and never to be fragmented.
 func TestPodsEchoOnTheWire(t *testing.T) {
-	m := newPodsMesh(t, options{}, 1, 2)
-	asker, asked := m.nodes[0], m.nodes[1]
-	e := asker.openEcho()
-	question, answer := asker.capture(), asked.capture()
-	for nonce, size := range []int{smallestEcho, 600, podMTU} {
-		must(t, e.SendPods(asked.podSide(), uint64(nonce), size))
-		expectAnswer(t, e, asked, uint64(nonce))
-		q, ok1 := question()
-		a, ok2 := answer()
-		if !ok1 || !ok2 || q.dst != asked.row.Address || a.dst != asker.row.Address || q.vni != 6 || a.vni != 6 {
-			t.Fatalf("on the wire are %+v and %+v", q, a)
-		}
-		for _, p := range []outer{q, a} {
-			if p.length != size+50 || len(p.inner) != size+14 || p.fragment || !p.dontFragment {
-				t.Errorf("size %d: on the wire are %d bytes, %d in the tunnel, fragment %v, don't fragment %v", size, p.length, len(p.inner), p.fragment, p.dontFragment)
+	eachPods(t, func(t *testing.T, opts options) {
+		m := newPodsMesh(t, opts, 1, 2)
+		asker, asked := m.nodes[0], m.nodes[1]
+		e := asker.openEcho()
+		question, answer := asker.capture(), asked.capture()
+		smallest, outerHeaders := smallestEcho(asker.podSide()), headerLen(asker.row.Address)+8+8+14
+		for nonce, size := range []int{smallest, 601, m.options.podMTU()} {
+			must(t, e.SendPods(asked.podSide(), uint64(nonce), size))
+			expectAnswer(t, e, asked, uint64(nonce))
+			q, ok1 := question()
+			a, ok2 := answer()
+			if !ok1 || !ok2 || q.dst != asked.row.Address || a.dst != asker.row.Address || q.vni != 6 || a.vni != 6 {
+				t.Fatalf("on the wire are %+v and %+v", q, a)
 			}
-			if checksum(p.inner[14:34]) != 0 {
-				t.Errorf("size %d: the IPv4 checksum is wrong: %x", size, p.inner[14:34])
+			for _, p := range []outer{q, a} {
+				if p.length != size+outerHeaders || len(p.inner) != size+14 || p.fragment || !p.dontFragment {
+					t.Errorf("size %d: on the wire are %d bytes, %d in the tunnel, fragment %v, don't fragment %v", size, p.length, len(p.inner), p.fragment, p.dontFragment)
+				}
+			}
+			expectTurnedRound(t, q.inner, a.inner, asker.podSide(), asked.podSide())
+			if padding := q.inner[14+smallest:]; !bytes.Equal(padding, make([]byte, size-smallest)) {
+				t.Errorf("size %d: the padding is %x", size, padding)
 			}
 		}
-		from, to := asker.podSide().AsSlice(), asked.podSide().AsSlice()
-		if !bytes.Equal(q.inner[26:34], append(bytes.Clone(from), to...)) || !bytes.Equal(a.inner[26:34], append(bytes.Clone(to), from...)) {
-			t.Errorf("the request is from and to %v, the answer %v", q.inner[26:34], a.inner[26:34])
-		}
-		if !bytes.Equal(q.inner[66:], make([]byte, size-smallestEcho)) || !bytes.Equal(a.inner[66:], q.inner[66:]) {
-			t.Errorf("size %d: the padding is %x, and comes back as %x", size, q.inner[66:], a.inner[66:])
-		}
-	}
+	})
 }
 
 // longEcho is an echo between two nodes' pod sides with so many bytes behind the message.
@@ -90,7 +89,7 @@ func longEcho(kind uint8, nonce uint64, from, to *node, padding int) packet {
 
 // TestPodsEchoIsBetweenNodesOnly sends hand-made VXLAN packets, and then a good request: its answer is the only one.
 func TestPodsEchoIsBetweenNodesOnly(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newPodsMesh(t, opts, 1, 2, 3)
 		a, b, c := m.nodes[0], m.nodes[1], m.nodes[2]
 		e := a.openEcho()
@@ -103,20 +102,14 @@ func TestPodsEchoIsBetweenNodesOnly(t *testing.T) {
 			change(&p)
 			return p.bytes()
 		}
-		for nonce, c := range []struct {
-			name  string
-			from  namespace
-			to    *node
-			vni   uint32
-			frame []byte
-			drop  string // empty: the kernel itself refuses it
-		}{
+		udp := 14 + headerLen(a.podSide())
+		cases := []echoCase{
 			{"a stranger asks in a node's name", stranger, b, 6, toB.bytes(), datapath.DropUnknownNode},
 			{"a stranger answers in a node's name", stranger, a, 6, toA.bytes(), datapath.DropUnknownNode},
 			{"another node asks in its name", c.ns, b, 6, toB.bytes(), datapath.DropForeignIdentity},
 			{"another node answers in its name", c.ns, a, 6, toA.bytes(), datapath.DropForeignIdentity},
 			{"in the name of the asked", a.ns, b, 6, longEcho(echoRequest, 666, b, b, 0).bytes(), datapath.DropForeignIdentity},
-			{"in nobody's name", a.ns, b, 6, with(toB, func(p *packet) { p.src = netip.MustParseAddr("10.9.9.1") }), datapath.DropForeignIdentity},
+			{"in nobody's name", a.ns, b, 6, with(toB, func(p *packet) { p.src = outsider(p.src) }), datapath.DropForeignIdentity},
 			{"from a node's underlay address", a.ns, b, 6, with(toB, func(p *packet) { p.src = a.row.Address }), datapath.DropNoEndpoint},
 			{"to a node's underlay address", a.ns, b, 6, with(toB, func(p *packet) { p.dst = b.row.Address }), datapath.DropForeignIdentity},
 			{"as the host", a.ns, b, 1, toB.bytes(), datapath.DropForeignIdentity},
@@ -132,19 +125,27 @@ func TestPodsEchoIsBetweenNodesOnly(t *testing.T) {
 			{"with another magic", a.ns, b, 6, with(toB, func(p *packet) { p.payload[0]++ }), datapath.DropNoEndpoint},
 			{"too short", a.ns, b, 6, with(toB, func(p *packet) { p.payload = p.payload[:23] }), datapath.DropNoEndpoint},
 			{"headers alone", a.ns, b, 6, with(toB, func(p *packet) { p.payload = nil }), datapath.DropNoEndpoint},
-			{"less than a header", a.ns, b, 6, toB.bytes()[:30], ""},
+			{"less than a header", a.ns, b, 6, toB.bytes()[:udp-4], ""},
 			{"a byte behind the packet", a.ns, b, 6, append(toB.bytes(), 0), datapath.DropNoEndpoint},
-			{"a byte less than it says", a.ns, b, 6, toB.bytes()[:151], datapath.DropNoEndpoint},
+			{"a byte less than it says", a.ns, b, 6, toB.bytes()[:udp+131], datapath.DropNoEndpoint},
 			{"the smallest says that it is larger", a.ns, b, 6, withLength(longEcho(echoRequest, 666, a, b, 0).bytes(), 1450), datapath.DropNoEndpoint},
-			{"says that it is smaller", a.ns, b, 6, withLength(toB.bytes(), smallestEcho), datapath.DropNoEndpoint},
+			{"says that it is smaller", a.ns, b, 6, withLength(toB.bytes(), 52), datapath.DropNoEndpoint},
 			{"says that it is nothing", a.ns, b, 6, withLength(toB.bytes(), 0), datapath.DropNoEndpoint},
-			{"UDP says that it is smaller", a.ns, b, 6, withByte(toB.bytes(), 39, 32), datapath.DropNoEndpoint},
-			{"UDP says that it is larger", a.ns, b, 6, withByte(toB.bytes(), 38, 1), datapath.DropNoEndpoint},
+			{"UDP says that it is smaller", a.ns, b, 6, withByte(toB.bytes(), udp+5, 32), datapath.DropNoEndpoint},
+			{"UDP says that it is larger", a.ns, b, 6, withByte(toB.bytes(), udp+4, 1), datapath.DropNoEndpoint},
 			{"TCP", a.ns, b, 6, with(toB, func(p *packet) { p.protocol = 6 }), datapath.DropNoEndpoint},
-			{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 0x20), datapath.DropNoEndpoint},
-			{"with options", a.ns, b, 6, withByte(toB.bytes(), 14, 0x46), datapath.DropNoEndpoint},
-			{"with a checksum", a.ns, b, 6, withByte(toB.bytes(), 41, 1), datapath.DropNoEndpoint},
-		} {
+		}
+		if a.podSide().Is4() {
+			cases = append(cases,
+				echoCase{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 0x20), datapath.DropNoEndpoint},
+				echoCase{"with options", a.ns, b, 6, withByte(toB.bytes(), 14, 0x46), datapath.DropNoEndpoint},
+				echoCase{"with a checksum", a.ns, b, 6, withByte(toB.bytes(), 41, 1), datapath.DropNoEndpoint})
+		} else {
+			cases = append(cases,
+				echoCase{"a fragment", a.ns, b, 6, withByte(toB.bytes(), 20, 44), datapath.DropNoEndpoint},
+				echoCase{"with an extension header", a.ns, b, 6, withByte(toB.bytes(), 20, 60), datapath.DropNoEndpoint})
+		}
+		for nonce, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				dropsBefore := c.to.drops(c.drop)
 				mustWrite(t, c.from, c.to, vxlan(c.vni, c.frame))
@@ -158,15 +159,19 @@ func TestPodsEchoIsBetweenNodesOnly(t *testing.T) {
 	})
 }
 
-// withLength changes the length that the IPv4 header says.
+// withLength changes the length that the IP header says: IPv6's is without the header.
 func withLength(frame []byte, length uint16) []byte {
-	binary.BigEndian.PutUint16(frame[16:], length)
+	at := 16
+	if frame[14]>>4 == 6 {
+		at = 18
+	}
+	binary.BigEndian.PutUint16(frame[at:], length)
 	return frame
 }
 
 // TestPodsCannotAskForNodes: what a pod sends to a pod-side address comes to nothing, whatever it says that it is.
 func TestPodsCannotAskForNodes(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newPodsMesh(t, opts, 1, 2)
 		a, b := m.nodes[0], m.nodes[1]
 		pod := b.addPod(300)
@@ -282,28 +287,36 @@ func (n *node) narrowRoute(to *node, mtu int) {
 }
 
 func TestPodsEchoRefuses(t *testing.T) {
-	m := newPodsMesh(t, options{}, 1, 2)
-	n, other := m.nodes[0], m.nodes[1]
-	e := n.openEcho()
-	for _, c := range []struct {
-		to   netip.Addr
-		size int
-		want string
-	}{
-		{other.podSide(), podMTU + 1, "52 to 1450"},
-		{other.podSide(), 1 << 20, "52 to 1450"},
-		{other.podSide(), smallestEcho - 1, "52 to 1450"},
-		{other.podSide(), -1, "52 to 1450"},
-		{n.podSide(), 0, "this node"},
-		{netip.Addr{}, 0, "no IPv4 address"},
-		{netip.MustParseAddr("2001:db8::1"), 0, "no IPv4 address"},
-	} {
-		if err := e.SendPods(c.to, 1, c.size); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("asking %q with %d bytes: %v, want an error with %q", c.to, c.size, err, c.want)
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newPodsMesh(t, opts, 1, 2)
+		n, other := m.nodes[0], m.nodes[1]
+		e := n.openEcho()
+		smallest, largest := smallestEcho(n.podSide()), m.options.podMTU()
+		sizes := fmt.Sprintf("%d to %d", smallest, largest)
+		otherFamily := netip.MustParseAddr("2001:db8::1")
+		if n.podSide().Is6() {
+			otherFamily = netip.MustParseAddr("192.0.2.1")
 		}
-	}
-	must(t, e.SendPods(netip.AddrFrom16(other.podSide().As16()), 2, podMTU))
-	expectAnswer(t, e, other, 2)
+		for _, c := range []struct {
+			to   netip.Addr
+			size int
+			want string
+		}{
+			{other.podSide(), largest + 1, sizes},
+			{other.podSide(), 1 << 20, sizes},
+			{other.podSide(), smallest - 1, sizes},
+			{other.podSide(), -1, sizes},
+			{n.podSide(), 0, "this node"},
+			{netip.Addr{}, 0, "it is no IP"},
+			{otherFamily, 0, "it is no IP"},
+		} {
+			if err := e.SendPods(c.to, 1, c.size); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("asking %q with %d bytes: %v, want an error with %q", c.to, c.size, err, c.want)
+			}
+		}
+		must(t, e.SendPods(netip.AddrFrom16(other.podSide().As16()), 2, largest))
+		expectAnswer(t, e, other, 2)
+	})
 }
 
 // TestWithoutPodSide: a data path without such an address neither asks nor answers.

@@ -40,7 +40,7 @@ func openEchoSocket(from netip.Addr, device int) (*echoSocket, error) {
 // mayAsk tells why requests can't go to the address.
 func (s *echoSocket) mayAsk(to netip.Addr) error {
 	if !to.IsValid() || to.Is4() != s.from.Is4() {
-		return fmt.Errorf("it is no %s address, as the one that would ask, %s, is", echoFamily(s.from).name, s.from)
+		return fmt.Errorf("it is no %s address, as %s is, which would ask", echoFamily(s.from).name, s.from)
 	}
 	if to == s.from {
 		return errors.New("that is this node, whose packets to itself go through no tunnel")

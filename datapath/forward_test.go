@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/features"
+	"github.com/vishvananda/netlink"
+
+	"causeway/datapath"
 )
 
 // echo answers TCP connections and UDP datagrams at the pod's port 7000 with what they send, until the test ends.
@@ -109,7 +112,7 @@ func eachAttachment(t *testing.T, test func(t *testing.T, opts options)) {
 }
 
 func TestPodsReachPods(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 1, 2)
 		client := m.nodes[0].addPod(300)
 		for name, n := range map[string]*node{"same node": m.nodes[0], "same cluster": m.nodes[1], "other cluster": m.nodes[2]} {
@@ -122,16 +125,77 @@ func TestPodsReachPods(t *testing.T) {
 }
 
 func TestNodesAndPodsReachEachOther(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	pods := [2]*pod{m.nodes[0].addPod(300), m.nodes[1].addPod(300)}
-	for i, n := range m.nodes {
-		at := netip.AddrPortFrom(n.row.Address, 7000)
-		n.ns.do(t, func() { serveEcho(t, at) })
-		t.Run("node to own pod", func(t *testing.T) { n.ns.reach(t, pods[i].echo()) })
-		t.Run("pod to own node", func(t *testing.T) { pods[i].ns.reach(t, at) })
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		pods := [2]*pod{m.nodes[0].addPod(300), m.nodes[1].addPod(300)}
+		for i, n := range m.nodes {
+			at := netip.AddrPortFrom(n.row.Address, 7000)
+			n.ns.do(t, func() { serveEcho(t, at) })
+			t.Run("node to own pod", func(t *testing.T) { n.ns.reach(t, pods[i].echo()) })
+			t.Run("pod to own node", func(t *testing.T) { pods[i].ns.reach(t, at) })
+		}
+		t.Run("node to remote pod", func(t *testing.T) { m.nodes[0].ns.reach(t, netip.AddrPortFrom(pods[1].addr(), 7000)) })
+		t.Run("pod to remote node", func(t *testing.T) { pods[0].ns.reach(t, netip.AddrPortFrom(m.nodes[1].row.Address, 7000)) })
+	})
+}
+
+// TestDualStackPods: pods with an address of each family reach each other by both, over an underlay of either.
+func TestDualStackPods(t *testing.T) {
+	for name, opts := range map[string]options{
+		"IPv4 underlay": {ranges: []int{4, 6}},
+		"IPv6 underlay": {ranges: []int{4, 6}, underlay6: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, opts, 1, 2)
+			client, neighbour, remote := m.nodes[0].addPod(300), m.nodes[0].addPod(301), m.nodes[1].addPod(301)
+			for _, server := range []*pod{neighbour, remote} {
+				server.echo()
+				at := netip.AddrPortFrom(server.row.Address6, 7000)
+				server.ns.do(t, func() { serveEcho(t, at) })
+				client.ns.reach(t, netip.AddrPortFrom(server.addr(), 7000))
+				client.ns.reach(t, at)
+			}
+			m.nodes[0].ns.do(t, func() { must(t, m.nodes[0].dp.Endpoints().Delete(t.Context(), client.row)) })
+			if conn, err := client.ns.dial(t, "tcp", netip.AddrPortFrom(remote.row.Address6, 7000)); err == nil {
+				conn.Close()
+				t.Error("the pod still reaches others by IPv6 after its deletion")
+			}
+		})
 	}
-	t.Run("node to remote pod", func(t *testing.T) { m.nodes[0].ns.reach(t, netip.AddrPortFrom(pods[1].addr(), 7000)) })
-	t.Run("pod to remote node", func(t *testing.T) { pods[0].ns.reach(t, netip.AddrPortFrom(m.nodes[1].row.Address, 7000)) })
+}
+
+// TestPodWithIPv6Alone: a node may have an IPv6 pod range only, whatever the underlay is of, and its pods have no IPv4.
+func TestPodWithIPv6Alone(t *testing.T) {
+	m := newMesh(t, options{ranges: []int{6}}, 1, 2)
+	client, server := m.nodes[0].addPod(300), m.nodes[1].addPod(301)
+	client.ns.reach(t, server.echo())
+	client.ns.do(t, func() {
+		link, err := netlink.LinkByName("eth0")
+		must(t, err)
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		must(t, err)
+		routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+		must(t, err)
+		if len(addrs)+len(routes) != 0 {
+			t.Errorf("the pod has IPv4 addresses %v and routes %v", addrs, routes)
+		}
+	})
+	if unwanted := unwantedDrops(m.nodes[0], m.nodes[1]); len(unwanted) != 0 {
+		t.Errorf("packets were dropped: %v", unwanted)
+	}
+}
+
+// unwantedDrops are the nodes' but for what kernels send on their own.
+func unwantedDrops(nodes ...*node) map[string]uint64 {
+	unwanted := make(map[string]uint64)
+	for _, n := range nodes {
+		for reason, packets := range n.dropped() {
+			if reason != datapath.DropIPv6LinkLocal {
+				unwanted[reason] += packets
+			}
+		}
+	}
+	return unwanted
 }
 
 // lostOf sends n datagrams, one after the other, and counts the answers that don't come. On a slow machine they come late.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,9 +166,9 @@ func (p *pod) addr() netip.Addr { return p.row.Address }
 // podMTU is what an underlay of IPv4 with an MTU of 1500 leaves to pods.
 const podMTU = 1450
 
-// podMTU is what the underlay leaves to pods.
+// podMTU is what the underlay leaves to pods, whether tunnels end at its addresses or at tunnel addresses.
 func (o options) podMTU() int {
-	if o.underlay6 {
+	if o.underlay6 || len(o.ranges) > 0 && o.ranges[0] == 6 {
 		return podMTU - 20
 	}
 	return podMTU
@@ -286,10 +287,17 @@ func (n *node) learn() {
 			continue
 		}
 		must(n.mesh.t, n.dp.Tunnels().Update(ctx, n.tunnelTo(other)))
-		must(n.mesh.t, n.routes.Update(ctx, n.tunnelTo(other)))
+		must(n.mesh.t, n.routes.Update(ctx, n.ownRoutes(other)))
 		n.ns.do(n.mesh.t, func() { n.routeIPv6(other) })
 		must(n.mesh.t, n.dp.Addresses().Update(ctx, other.address()))
 	}
+}
+
+// ownRoutes is tunnelTo with the ranges that the node's own processes reach, which are of its address's family.
+func (n *node) ownRoutes(other *node) identity.Tunnel {
+	row := n.tunnelTo(other)
+	row.PodCIDRs = slices.DeleteFunc(slices.Clone(row.PodCIDRs), func(p netip.Prefix) bool { return p.Addr().Is4() != n.row.Address.Is4() })
+	return row
 }
 
 // routeIPv6 makes the other's IPv6 ranges reachable for the node's own processes.

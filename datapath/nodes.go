@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"causeway/identity"
@@ -111,8 +112,8 @@ func (m *TunnelMap) keep(name identity.NodeName, cluster identity.ClusterID, key
 	var left []bpfNodeKey
 	var errs []error
 	for _, key := range m.nodes[name] {
-		if m.owners[key] != name {
-			continue // Another node has taken it over.
+		if m.owners[key] != name || slices.Contains(left, key) {
+			continue // Another node has taken it over, or has had it for a time.
 		}
 		if wanted[key] {
 			left = append(left, key)

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"causeway/datapath"
+	"causeway/identity"
 )
 
 // TestOverlayTakesOnlyWhatTheSenderMaySend sends hand-made VXLAN packets from one node to another.
 func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
-	eachAttachment(t, func(t *testing.T, opts options) {
+	eachWay(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 2)
 		sender, receiver := m.nodes[0], m.nodes[1]
 		client, pod := sender.addPod(300), receiver.addPod(300)
@@ -38,9 +39,10 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 			{"itself with a pod's address", sender.ns, 6, good, datapath.DropForeignIdentity},
 			{"itself with another node's address", sender.ns, 6, with(func(p *packet) { p.src = receiver.row.Address }), datapath.DropForeignIdentity},
 			{"from a stranger", stranger, own, good, datapath.DropUnknownNode},
-			{"to nobody", sender.ns, own, with(func(p *packet) { p.dst = netip.MustParseAddr("10.2.1.200") }), datapath.DropNoEndpoint},
-			{"to the world", sender.ns, own, with(func(p *packet) { p.dst = netip.MustParseAddr("192.0.2.1") }), datapath.DropNoEndpoint},
+			{"to nobody", sender.ns, own, with(func(p *packet) { p.dst = receiver.inRange(200) }), datapath.DropNoEndpoint},
+			{"to the world", sender.ns, own, with(func(p *packet) { p.dst = outsider(p.dst) }), datapath.DropNoEndpoint},
 			{"last hop", sender.ns, own, with(func(p *packet) { p.ttl = 1 }), datapath.DropTTLExpired},
+			{"of another IP version", sender.ns, own, with(func(p *packet) { p.etherType = 0x86dd ^ 0x0800 ^ etherType(p.src) }), datapath.DropMalformed},
 			{"no IP", sender.ns, own, with(func(p *packet) { p.etherType = 0x88b5 }), datapath.DropNotIP},
 		} {
 			t.Run(c.name, func(t *testing.T) {
@@ -77,21 +79,35 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 
 // TestNodeSendsNothingToNobody: the node's own packets into the tunnel need a known address.
 func TestNodeSendsNothingToNobody(t *testing.T) {
-	m := newMesh(t, options{}, 1, 2)
-	n := m.nodes[0]
-	conn, err := n.ns.dial(t, "udp", netip.MustParseAddrPort("10.2.1.200:9"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.Write([]byte("x"))
-	eventually(t, "the drop is counted", func() bool { return n.drops(datapath.DropUnusedAddress) == 1 })
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newMesh(t, opts, 1, 2)
+		n := m.nodes[0]
+		send := func(to netip.Addr) {
+			conn, err := n.ns.dial(t, "udp", netip.AddrPortFrom(to, 9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.Write([]byte("x"))
+		}
+		send(m.nodes[1].inRange(200))
+		eventually(t, "the drop is counted", func() bool { return n.drops(datapath.DropUnusedAddress) == 1 })
+		closed := n.tunnelTo(m.nodes[1])
+		closed.Mode = identity.TunnelClosed
+		must(t, n.dp.Tunnels().Update(t.Context(), closed))
+		send(m.nodes[1].addPod(300).addr())
+		eventually(t, "the drop is counted", func() bool { return n.drops(datapath.DropUnencrypted) == 1 })
+		must(t, n.dp.Tunnels().Delete(t.Context(), closed))
+		send(m.nodes[1].pods[0].addr())
+		eventually(t, "the drop is counted", func() bool { return n.drops(datapath.DropNoNode) == 1 })
+	})
 }
 
 // newStranger is a machine on the underlay that is no node.
 func newStranger(t *testing.T, m *mesh) namespace {
 	t.Helper()
-	bare := &mesh{t: t, underlay: m.underlay, options: options{bare: true}}
+	bare := &mesh{t: t, underlay: m.underlay, options: m.options}
+	bare.options.bare = true
 	bare.nodes = make([]*node, 9)
 	bare.addNode(9, 9)
 	return bare.nodes[9].ns
@@ -134,7 +150,7 @@ func (in inbox) next(t *testing.T) string {
 }
 
 // eventually waits for a condition that the kernel reports no change of.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

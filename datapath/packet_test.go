@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// packet is an Ethernet frame with IPv4 and UDP, whose zero fields are filled in with what a well-behaved sender writes.
+// packet is an Ethernet frame with IPv4 or IPv6, as its source is, and UDP, whose zero fields are filled in with what a well-behaved sender writes.
 type packet struct {
 	srcMAC, dstMAC string
 	etherType      uint16
@@ -20,7 +20,7 @@ type packet struct {
 
 func (p packet) bytes() []byte {
 	if p.etherType == 0 {
-		p.etherType = 0x0800
+		p.etherType = etherType(p.src)
 	}
 	if p.ttl == 0 {
 		p.ttl = 64
@@ -32,6 +32,9 @@ func (p packet) bytes() []byte {
 	b = append(b, mac(p.dstMAC)...)
 	b = append(b, mac(p.srcMAC)...)
 	b = binary.BigEndian.AppendUint16(b, p.etherType)
+	if p.src.Is6() {
+		return append(b, p.ipv6()...)
+	}
 	return append(b, p.ipv4()...)
 }
 
@@ -41,11 +44,59 @@ func (p packet) ipv4() []byte {
 	b = append(b, p.src.AsSlice()...)
 	b = append(b, p.dst.AsSlice()...)
 	binary.BigEndian.PutUint16(b[10:], checksum(b))
-	b = binary.BigEndian.AppendUint16(b, p.srcPort)
+	return append(b, p.udp()...) // The checksum may be left out over IPv4.
+}
+
+func (p packet) ipv6() []byte {
+	udp := p.udp()
+	b := []byte{0x60, 0, 0, 0, byte(len(udp) >> 8), byte(len(udp)), p.protocol, p.ttl}
+	b = append(b, p.src.AsSlice()...)
+	b = append(b, p.dst.AsSlice()...)
+	binary.BigEndian.PutUint16(udp[6:], checksum(pseudoHeader(p.src, p.dst, udp)))
+	return append(b, udp...)
+}
+
+func (p packet) udp() []byte {
+	b := binary.BigEndian.AppendUint16(nil, p.srcPort)
 	b = binary.BigEndian.AppendUint16(b, p.dstPort)
 	b = binary.BigEndian.AppendUint16(b, uint16(8+len(p.payload)))
-	b = append(b, 0, 0) // The checksum may be left out over IPv4.
+	b = append(b, 0, 0)
 	return append(b, p.payload...)
+}
+
+// pseudoHeader is what the checksum of UDP is over (RFC 8200, section 8.1); with a right one it is 0.
+func pseudoHeader(src, dst netip.Addr, udp []byte) []byte {
+	b := append(src.AsSlice(), dst.AsSlice()...)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(udp)))
+	b = append(append(b, 0, 0, 0, 17), udp...)
+	if len(udp)%2 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// etherType is that of the address's family.
+func etherType(a netip.Addr) uint16 {
+	if a.Is6() {
+		return 0x86dd
+	}
+	return 0x0800
+}
+
+// headerLen is the length of an IP header of the address's family, in bytes.
+func headerLen(a netip.Addr) int {
+	if a.Is6() {
+		return 40
+	}
+	return 20
+}
+
+// hopsAt is where the TTL or hop limit is in a frame of the address's family.
+func hopsAt(a netip.Addr) int {
+	if a.Is6() {
+		return 14 + 7
+	}
+	return 14 + 8
 }
 
 func mac(s string) net.HardwareAddr {

@@ -134,6 +134,9 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 	if err := awaitUp(pod, inner.Attrs().Index); err != nil {
 		return PodLink{}, err
 	}
+	if err := awaitAddresses(pod, cfg.addresses()); err != nil {
+		return PodLink{}, err
+	}
 	if err := awaitUp(&netlink.Handle{}, host.Attrs().Index); err != nil {
 		return PodLink{}, err
 	}
@@ -159,6 +162,26 @@ func awaitUp(in *netlink.Handle, index int) error {
 			return fmt.Errorf("link %s is still %s %s after it was set up", link.Attrs().Name, link.Attrs().OperState, upTimeout)
 		}
 	}
+}
+
+// awaitAddresses waits until the kernel takes packets to the addresses, which for IPv6 it does a little after it was given them, also if
+// it need not ask whether somebody else has them: until then it drops what comes.
+func awaitAddresses(in *netlink.Handle, addresses []netip.Addr) error {
+	for _, a := range addresses {
+		for deadline := time.Now().Add(upTimeout); ; time.Sleep(time.Millisecond) {
+			routes, err := in.RouteGet(a.AsSlice())
+			if err != nil {
+				return fmt.Errorf("waiting for address %s: %w", a, err)
+			}
+			if len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("the pod does not have address %s yet, %s after it was set", a, upTimeout)
+			}
+		}
+	}
+	return nil
 }
 
 // ensureVeth returns the node's end of the pod's veth.

@@ -27,14 +27,14 @@ func (p *pod) datagrams(t *testing.T, n int) map[string]int {
 	var conn *net.UDPConn
 	p.ns.do(t, func() {
 		var err error
-		conn, err = net.ListenUDP("udp4", nil)
+		conn, err = net.ListenUDP(p.node.udp(), nil)
 		must(t, err)
 	})
 	defer conn.Close()
 	by := make(map[string]int)
 	for range n {
 		buf := make([]byte, 64)
-		conn.WriteToUDPAddrPort([]byte("?"), shop)
+		conn.WriteToUDPAddrPort([]byte("?"), p.node.shop())
 		conn.SetReadDeadline(time.Now().Add(patience))
 		size, _, err := conn.ReadFromUDPAddrPort(buf)
 		if err != nil {
@@ -46,37 +46,39 @@ func (p *pod) datagrams(t *testing.T, n int) map[string]int {
 }
 
 func TestQuarantinedBackendsGetNoNewConnections(t *testing.T) {
-	n, client, local, remote := newShop(t)
-	both := []*pod{local, remote}
-	for _, c := range []struct {
-		affinity    lb.Affinity
-		quarantined []*pod
-		by          []*pod
-	}{
-		{lb.AffinityNone, []*pod{local}, []*pod{remote}},
-		{lb.AffinityNone, []*pod{remote}, []*pod{local}},
-		{lb.AffinityNone, both, both},
-		{lb.AffinityNone, nil, both},
-		{lb.AffinityLocal, []*pod{local}, []*pod{remote}},
-		{lb.AffinityLocal, []*pod{remote}, []*pod{local}},
-		{lb.AffinityLocal, both, []*pod{local}},
-		{lb.AffinityRemote, []*pod{local}, []*pod{remote}},
-		{lb.AffinityRemote, []*pod{remote}, []*pod{local}},
-		{lb.AffinityRemote, both, []*pod{remote}},
-	} {
-		n.openShop(c.affinity, both...) // None is quarantined any more.
-		n.setQuarantine(true, c.quarantined...)
-		var want []string
-		for _, p := range c.by {
-			want = append(want, p.addr().String())
-		}
-		slices.Sort(want)
-		for protocol, by := range map[string]map[string]int{"TCP": client.answers(t, 40), "UDP": client.datagrams(t, 40)} {
-			if got := slices.Sorted(maps.Keys(by)); !slices.Equal(got, want) {
-				t.Errorf("affinity %s, %d quarantined, %s: answered by %v, want %v", c.affinity, len(c.quarantined), protocol, by, want)
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, local, remote := newShopOf(t, opts)
+		both := []*pod{local, remote}
+		for _, c := range []struct {
+			affinity    lb.Affinity
+			quarantined []*pod
+			by          []*pod
+		}{
+			{lb.AffinityNone, []*pod{local}, []*pod{remote}},
+			{lb.AffinityNone, []*pod{remote}, []*pod{local}},
+			{lb.AffinityNone, both, both},
+			{lb.AffinityNone, nil, both},
+			{lb.AffinityLocal, []*pod{local}, []*pod{remote}},
+			{lb.AffinityLocal, []*pod{remote}, []*pod{local}},
+			{lb.AffinityLocal, both, []*pod{local}},
+			{lb.AffinityRemote, []*pod{local}, []*pod{remote}},
+			{lb.AffinityRemote, []*pod{remote}, []*pod{local}},
+			{lb.AffinityRemote, both, []*pod{remote}},
+		} {
+			n.openShop(c.affinity, both...) // None is quarantined any more.
+			n.setQuarantine(true, c.quarantined...)
+			var want []string
+			for _, p := range c.by {
+				want = append(want, p.addr().String())
+			}
+			slices.Sort(want)
+			for protocol, by := range map[string]map[string]int{"TCP": client.answers(t, 40), "UDP": client.datagrams(t, 40)} {
+				if got := slices.Sorted(maps.Keys(by)); !slices.Equal(got, want) {
+					t.Errorf("affinity %s, %d quarantined, %s: answered by %v, want %v", c.affinity, len(c.quarantined), protocol, by, want)
+				}
 			}
 		}
-	}
+	})
 }
 
 // TestQuarantinedBackendKeepsItsConnections: they go on, and so they do after the end of quarantine.
@@ -87,7 +89,7 @@ func TestQuarantinedBackendKeepsItsConnections(t *testing.T) {
 	n.openShop(lb.AffinityNone, suspect)
 	var established []net.Conn
 	for _, network := range []string{"tcp", "udp"} {
-		conn, err := client.ns.dial(t, network, shop)
+		conn, err := client.ns.dial(t, network, n.shop())
 		if err != nil {
 			t.Fatal(err)
 		}
