@@ -56,6 +56,19 @@ func (a *attacher) device(name string, ifindex int, at hook, prog *ebpf.Program)
 	return a.remove(name)
 }
 
+// move attaches prog as device does, and takes it off the device that it was attached to by this name before.
+func (a *attacher) move(name string, ifindex int, at hook, prog *ebpf.Program) error {
+	if err := a.device(name, ifindex, at, prog); err != nil {
+		return err
+	}
+	return removeNamedFilters(name, at, ifindex)
+}
+
+// detach takes the program of that name off whichever device it is attached to; none is no error.
+func (a *attacher) detach(name string, at hook) error {
+	return errors.Join(a.remove(name), removeNamedFilters(name, at, 0))
+}
+
 func (a *attacher) tcx(name string, ifindex int, at hook, prog *ebpf.Program) error {
 	replaced, err := a.replace(name, prog, func(info *link.Info) bool {
 		return info.TCX() != nil && int(info.TCX().Ifindex) == ifindex
@@ -67,7 +80,8 @@ func (a *attacher) tcx(name string, ifindex int, at hook, prog *ebpf.Program) er
 	if at == egress {
 		attach = ebpf.AttachTCXEgress
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: attach})
+	// Before other people's programs, whose verdict may be the last.
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: attach, Anchor: link.Head()})
 	if err != nil {
 		return fmt.Errorf("attaching %s to device %d: %w", name, ifindex, err)
 	}

@@ -100,7 +100,8 @@ const (
 	bpfDropReasonDROP_NO_NODE          bpfDropReason = 15
 	bpfDropReasonDROP_UNENCRYPTED      bpfDropReason = 16
 	bpfDropReasonDROP_CLEARTEXT        bpfDropReason = 17
-	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 18
+	bpfDropReasonDROP_NOT_VXLAN        bpfDropReason = 18
+	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 19
 )
 
 type bpfEchoAnswer struct {

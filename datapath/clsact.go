@@ -24,7 +24,7 @@ func setFilter(name string, ifindex int, at hook, prog *ebpf.Program) error {
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding a clsact qdisc to device %d: %w", ifindex, err)
 	}
-	filter := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, at), Fd: prog.FD(), Name: "causeway-" + name, DirectAction: true}
+	filter := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, at), Fd: prog.FD(), Name: filterName(name), DirectAction: true}
 	if err := netlink.FilterReplace(filter); err != nil {
 		return fmt.Errorf("attaching %s to device %d as a filter: %w", name, ifindex, err)
 	}
@@ -40,6 +40,34 @@ func removeFilter(ifindex int, at hook) error {
 	}
 	return fmt.Errorf("removing the filter of device %d: %w", ifindex, err)
 }
+
+// removeNamedFilters takes our filter of that name off all devices but one; 0: off all.
+func removeNamedFilters(name string, at hook, except int) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var errs []error
+	for _, link := range links {
+		index := link.Attrs().Index
+		if index == except {
+			continue
+		}
+		// A link that is gone, or has no clsact qdisc, has no filter.
+		filters, err := netlink.FilterList(link, filterAttrs(index, at).Parent)
+		if err != nil {
+			continue
+		}
+		for _, f := range filters {
+			if bpf, ok := f.(*netlink.BpfFilter); ok && bpf.Name == filterName(name) {
+				errs = append(errs, removeFilter(index, at))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func filterName(name string) string { return "causeway-" + name }
 
 func filterAttrs(ifindex int, at hook) netlink.FilterAttrs {
 	parent := uint32(netlink.HANDLE_MIN_INGRESS)

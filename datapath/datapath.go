@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,8 @@ type Config struct {
 	UnderlayIndex int
 	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
 	VXLANIndex int
+	// VXLANPort is the UDP port of all VXLAN devices of the mesh; 0: 4789.
+	VXLANPort uint16
 	// PodMTU is the largest IP packet, in bytes, that fits into the tunnel; that of the way to a node may be less, never more.
 	PodMTU int
 	// Log may be nil.
@@ -53,6 +56,10 @@ type Datapath struct {
 	pod      podObjects
 	overlay  overlayObjects
 	socket   socketObjects
+	guard    underlayObjects
+
+	wireguardMu sync.Mutex
+	wireguard   [identity.TunnelSlots]wireguardObjects
 
 	// node is this node's address, podSide that on the pods' side, tunnel the interface index of its tunnel device.
 	node        netip.Addr
@@ -98,6 +105,8 @@ func (cfg *Config) validate() error {
 		return fmt.Errorf("the data path needs the node's address on the underlay, not %q", cfg.NodeAddress)
 	case cfg.PodSide.IsValid() && cfg.PodSide.IsUnspecified():
 		return fmt.Errorf("the address on the pods' side can't be %s", cfg.PodSide)
+	case cfg.UnderlayIndex < 0 || cfg.UnderlayIndex == cfg.VXLANIndex && cfg.VXLANIndex != 0:
+		return fmt.Errorf("interface index %d is not that of the underlay's link", cfg.UnderlayIndex)
 	case cfg.VXLANIndex <= 0:
 		return errors.New("the data path needs the VXLAN device's interface index")
 	case cfg.PodMTU < 576 || cfg.PodMTU > math.MaxUint16:
@@ -167,6 +176,9 @@ func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
 	if cfg.PodSide.IsValid() {
 		variables["pod_side_address"] = cfg.PodSide.As16()
 	}
+	if err := errors.Join(d.loadGuard(cfg, maps), d.loadWireGuard(cfg, maps)); err != nil {
+		return err
+	}
 	for _, p := range []struct {
 		spec func() (*ebpf.CollectionSpec, error)
 		into any
@@ -213,6 +225,9 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 }
 
 func (d *Datapath) attachAll(cfg Config) error {
+	if err := d.attachGuard(cfg); err != nil { // Before anything can be sent.
+		return err
+	}
 	for _, a := range []struct {
 		name string
 		at   hook
@@ -249,7 +264,7 @@ func (d *Datapath) attachAll(cfg Config) error {
 // Close lets go of everything; what is pinned stays and goes on forwarding.
 func (d *Datapath) Close() error {
 	var errs []error
-	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket} {
+	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket, &d.guard, &d.wireguard[0], &d.wireguard[1]} {
 		errs = append(errs, c.Close())
 	}
 	if d.Maps != nil {

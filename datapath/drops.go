@@ -34,6 +34,7 @@ const (
 	DropNoNode          = "no such node"
 	DropUnencrypted     = "must be encrypted and cannot be"
 	DropCleartext       = "not encrypted as agreed with the sending node"
+	DropNotVXLAN        = "not the tunnel's, in WireGuard"
 )
 
 var dropReasons = map[bpfDropReason]string{
@@ -54,6 +55,7 @@ var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_NO_NODE:          DropNoNode,
 	bpfDropReasonDROP_UNENCRYPTED:      DropUnencrypted,
 	bpfDropReasonDROP_CLEARTEXT:        DropCleartext,
+	bpfDropReasonDROP_NOT_VXLAN:        DropNotVXLAN,
 }
 
 var directions = map[bpfDirection]string{bpfDirectionEGRESS: "egress", bpfDirectionINGRESS: "ingress"}

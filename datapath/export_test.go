@@ -14,3 +14,8 @@ func (d *Datapath) Writes() uint64 {
 	return m.addresses.writes.Load() + m.endpoints.writes.Load() + m.nodes.writes.Load() + m.frontends.writes.Load() +
 		m.services.writes.Load() + m.slots.writes.Load() + m.backends.writes.Load()
 }
+
+// GuardPrograms are what the underlay's packets meet, egress first.
+func (d *Datapath) GuardPrograms() [2]*ebpf.Program {
+	return [2]*ebpf.Program{d.guard.ToUnderlay, d.guard.FromUnderlay}
+}

@@ -5,8 +5,10 @@
 #include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/identity.h"
+#include "lib/mss.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/toobig.h"
 #include "lib/tunnel.h"
 #include "lib/wireguard.h"
 
@@ -44,7 +46,7 @@ static __always_inline int echo_send_back(struct __sk_buff *skb, const struct pa
 
 	if (!echo_turn_round(skb, p, echo))
 		return drop(skb, DROP_NO_TUNNEL, EGRESS);
-	reason = tunnel_prepare(skb, asker, IDENTITY_REMOTE_NODE);
+	reason = tunnel_prepare(skb, asker, IDENTITY_REMOTE_NODE, false);
 	if (reason)
 		return drop(skb, reason, EGRESS);
 	return bpf_redirect(tunnel_ifindex, 0);
@@ -104,6 +106,7 @@ int from_overlay(struct __sk_buff *skb)
 	if (!may_send_as(node, identity, &p.src))
 		return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
 
+	mss_clamp(skb, &p, node->mtu);
 	dst = endpoint_lookup(&p.dst);
 	if (dst)
 		return endpoint_deliver(skb, &p, dst, INGRESS);
@@ -119,6 +122,7 @@ SEC("tc")
 int to_overlay(struct __sk_buff *skb)
 {
 	const struct address *dst;
+	const struct node *node;
 	struct ip_addr remote;
 	struct packet p;
 	__u32 identity;
@@ -135,7 +139,8 @@ int to_overlay(struct __sk_buff *skb)
 	dst = address_lookup(&p.dst);
 	if (!dst || dst->kind != ADDRESS_REMOTE)
 		return drop(skb, DROP_UNUSED_ADDRESS, EGRESS);
-	reason = tunnel_prepare(skb, node_lookup(&dst->tunnel), IDENTITY_REMOTE_NODE);
+	node = node_lookup(&dst->tunnel);
+	reason = tunnel_prepare(skb, node, IDENTITY_REMOTE_NODE, node && packet_fit(skb, &p, node) == FIT_IN_FRAGMENTS);
 	return reason ? drop(skb, reason, EGRESS) : PASS;
 }
 

@@ -2,47 +2,30 @@
 #include "lib/addresses.h"
 #include "lib/drops.h"
 #include "lib/endpoints.h"
+#include "lib/mss.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/toobig.h"
 #include "lib/tunnel.h"
-
-/* Tells whether the packet, or what segmentation will make of it, exceeds an MTU in bytes. */
-static __always_inline bool too_big(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
-{
-	__u32 header = p->header_len;
-
-	if (!skb->gso_size)
-		return skb->len - ETH_HLEN > mtu;
-	if (p->protocol == IPPROTO_TCP) {
-		__u8 doff = 0;
-
-		/* The upper 4 bits of byte 12 are the header's length in words. */
-		bpf_skb_load_bytes(skb, ETH_HLEN + header + 12, &doff, sizeof(doff));
-		header += (doff >> 4) * 4;
-	} else {
-		header += 8;
-	}
-	return header + skb->gso_size > mtu;
-}
-
-static __always_inline int drop_too_big(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
-{
-	return drop(skb, DROP_TOO_BIG, EGRESS);
-}
 
 static __always_inline int send_to_node(struct __sk_buff *skb, const struct packet *p, const struct endpoint *src,
 					const struct address *dst)
 {
 	const struct node *node = node_lookup(&dst->tunnel);
+	enum fit fit;
 	int reason;
 
-	if (node && too_big(skb, p, node->mtu))
-		return drop_too_big(skb, p, node->mtu);
-	reason = tunnel_prepare(skb, node, src->identity);
+	if (!node)
+		return drop(skb, DROP_NO_NODE, EGRESS);
+	fit = packet_fit(skb, p, node);
+	if (fit == FIT_NOT)
+		return too_big(skb, p, node);
+	reason = tunnel_prepare(skb, node, src->identity, fit == FIT_IN_FRAGMENTS);
 	if (reason)
 		return drop(skb, reason, EGRESS);
 	if (!packet_hop(skb, p))
 		return drop(skb, DROP_TTL_EXPIRED, EGRESS);
+	mss_clamp(skb, p, node->mtu);
 	return bpf_redirect(tunnel_ifindex, 0);
 }
 

@@ -10,12 +10,17 @@ volatile const struct ip_addr node_address = {};
 /* The VXLAN device. */
 volatile const __u32 tunnel_ifindex = 0;
 
+/* Type of service of a tunnel's packet that may be cut into fragments: the routes inside of WireGuard that are for it have the path's
+ * MTU. See package tunnel. */
+#define TUNNEL_TOS 0x10
+
 /* Says where the VXLAN device shall send the packet, and from whom it is. Returns false if the kernel refuses.
  *
  * The source address is given so that a node with several of them sends from the one that the others know, and because in mode wireguard
- * it is what routes the packet into WireGuard. Fragments are never made: the pods' MTU leaves room for the headers. The outer UDP checksum
- * is left out over IPv4, as RFC 7348 recommends: the inner packet has its own. Receivers refuse that over IPv6. */
-static __always_inline bool tunnel_set_key(struct __sk_buff *skb, const struct node *node, __u32 identity)
+ * it is what routes the packet into WireGuard. Fragments are never made, unless the packet is to be cut: then the routes to tunnel addresses
+ * that have TUNNEL_TOS say how. The outer UDP checksum is left out over IPv4, as RFC 7348 recommends: the inner packet has its own.
+ * Receivers refuse that over IPv6. */
+static __always_inline bool tunnel_set_key(struct __sk_buff *skb, const struct node *node, __u32 identity, bool cut)
 {
 	struct bpf_tunnel_key key = {
 		.tunnel_id = identity,
@@ -23,6 +28,10 @@ static __always_inline bool tunnel_set_key(struct __sk_buff *skb, const struct n
 	};
 	__u64 flags = BPF_F_DONT_FRAGMENT;
 
+	if (cut) {
+		key.tunnel_tos = TUNNEL_TOS;
+		flags = 0;
+	}
 	if (ip_addr_is_v4(&node->remote)) {
 		key.remote_ipv4 = bpf_ntohl(ip_addr_to_v4(&node->remote));
 		key.local_ipv4 = bpf_ntohl(ip_addr_to_v4(&node->local));
@@ -36,13 +45,13 @@ static __always_inline bool tunnel_set_key(struct __sk_buff *skb, const struct n
 }
 
 /* Makes the packet ready for the VXLAN device. Returns 0, or the reason to drop it: what must be encrypted and cannot be is never sent. */
-static __always_inline int tunnel_prepare(struct __sk_buff *skb, const struct node *node, __u32 identity)
+static __always_inline int tunnel_prepare(struct __sk_buff *skb, const struct node *node, __u32 identity, bool cut)
 {
 	if (!node)
 		return DROP_NO_NODE;
 	if (node->mode != NODE_PLAIN && node->mode != NODE_WIREGUARD)
 		return DROP_UNENCRYPTED;
-	if (!tunnel_set_key(skb, node, identity))
+	if (!tunnel_set_key(skb, node, identity, cut))
 		return DROP_NO_TUNNEL;
 	return 0;
 }
