@@ -12,7 +12,9 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ipc"
-	"golang.zx2c4.com/wireguard/tun"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+
+	"causeway/tunnel/tun"
 )
 
 // ServeWireGuard is what a process in user space does: it makes a TUN device of the name, in the network namespace that it runs in, and is WireGuard for
@@ -56,7 +58,7 @@ func ServeWireGuard(ctx context.Context, name string, mtu int, vxlanPort uint16,
 }
 
 // openTUN makes the TUN device.
-func openTUN(name string, mtu int, _ uint16) (tun.Device, error) { return tun.CreateTUN(name, mtu) }
+func openTUN(name string, mtu int, vxlanPort uint16) (wgtun.Device, error) { return tun.Open(name, mtu, vxlanPort) }
 
 // accept serves the socket until it is closed.
 func accept(socket net.Listener, wg *device.Device) error {
@@ -104,21 +106,21 @@ func mark(name string) error {
 
 // stateless is a TUN device that does not tell when its link is set up or down.
 type stateless struct {
-	tun.Device
-	events chan tun.Event
+	wgtun.Device
+	events chan wgtun.Event
 }
 
-func withoutState(inner tun.Device) tun.Device {
-	s := &stateless{inner, make(chan tun.Event)}
+func withoutState(inner wgtun.Device) wgtun.Device {
+	s := &stateless{inner, make(chan wgtun.Event)}
 	go func() {
 		defer close(s.events)
 		for e := range inner.Events() {
-			if e&tun.EventMTUUpdate != 0 {
-				s.events <- tun.EventMTUUpdate
+			if e&wgtun.EventMTUUpdate != 0 {
+				s.events <- wgtun.EventMTUUpdate
 			}
 		}
 	}()
 	return s
 }
 
-func (s *stateless) Events() <-chan tun.Event { return s.events }
+func (s *stateless) Events() <-chan wgtun.Event { return s.events }
