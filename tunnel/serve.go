@@ -58,7 +58,9 @@ func ServeWireGuard(ctx context.Context, name string, mtu int, vxlanPort uint16,
 }
 
 // openTUN makes the TUN device.
-func openTUN(name string, mtu int, vxlanPort uint16) (wgtun.Device, error) { return tun.Open(name, mtu, vxlanPort) }
+func openTUN(name string, mtu int, vxlanPort uint16) (wgtun.Device, error) {
+	return tun.Open(name, mtu, vxlanPort)
+}
 
 // accept serves the socket until it is closed.
 func accept(socket net.Listener, wg *device.Device) error {
