@@ -2,10 +2,9 @@ package tunnel
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -17,6 +16,7 @@ const (
 	idleLook   = 3 * time.Second
 	lookShare  = 20 // one part in so many of the time is spent looking
 	checkEvery = 3 * time.Second
+	checkPause = 50 * time.Millisecond // between comparisons where there is reason for one
 )
 
 // pace says when to look at a device next.
@@ -46,28 +46,21 @@ func (p *pace) next(awaited bool) time.Time {
 // Run repairs devices, rules and routes that somebody else has removed, asks peers for sessions that are wanted, and follows
 // handshakes, until ctx ends.
 func (w *WireGuard) Run(ctx context.Context) error {
-	links, stop, err := w.watchLinks()
+	watcher, err := w.watch()
 	if err != nil {
 		return err
 	}
-	defer func() { stop() }()
+	defer watcher.stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case u, ok := <-links:
-			if ok {
-				w.linkChanged(u)
-				break
-			}
-			// The kernel had more to tell than was read. Whatever that was is seen by looking at everything.
-			stop()
-			if links, stop, err = w.watchLinks(); err != nil {
-				return err
-			}
-			w.checkAll()
+		case l := <-watcher.losses:
+			w.suspect(l)
+		case <-watcher.ended:
+			return errors.New("links, addresses, routes and rules are watched no more")
 		case <-w.kick:
 		case <-timer.C:
 		}
@@ -78,41 +71,26 @@ func (w *WireGuard) Run(ctx context.Context) error {
 	}
 }
 
-// watchLinks returns what happens to links, so that a device that goes away is missed at once.
-func (w *WireGuard) watchLinks() (<-chan netlink.LinkUpdate, func(), error) {
-	updates, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
-	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{Namespace: &w.space.handle})
-	if err != nil {
-		return nil, nil, fmt.Errorf("watching links: %w", err)
-	}
-	return updates, func() {
-		if done == nil {
-			return
-		}
-		close(done)
-		done = nil
-		for range updates { // until the subscription has ended
-		}
-	}, nil
-}
-
-func (w *WireGuard) linkChanged(u netlink.LinkUpdate) {
+// suspect makes the slots that something is missing of be compared soon; those whose link is concerned at once.
+func (w *WireGuard) suspect(l loss) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.inUse() {
-		if s.index == int(u.Index) || s.name == u.Attrs().Name {
+		switch {
+		case l.link != 0 && l.link == s.index:
 			s.checked = time.Time{}
+		case l.link == 0 && (l.slot < 0 || l.slot == int(s.number)):
+			s.suspect = true
 		}
 	}
 }
 
-// checkAll makes the next step compare everything.
-func (w *WireGuard) checkAll() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, s := range w.inUse() {
-		s.checked = time.Time{}
+// checkDue returns when all of the slot is to be compared next.
+func (s *slot) checkDue() time.Time {
+	if s.suspect {
+		return s.checked.Add(max(checkPause, lookShare*s.checkCost))
 	}
+	return s.checked.Add(checkEvery)
 }
 
 // step does what is due and returns when the next is.
@@ -141,7 +119,7 @@ func (w *WireGuard) stepSlot(ctx context.Context, s *slot, now time.Time) (next 
 	if due := s.retry; !s.ready && due.After(now) {
 		return due
 	}
-	if !s.ready || now.Sub(s.checked) >= checkEvery {
+	if !s.ready || !s.checkDue().After(now) {
 		if w.bring(ctx, s, now) != nil {
 			return s.retry
 		}
@@ -179,7 +157,7 @@ func (s *slot) awaited(now time.Time) (awaited, dueAgain bool) {
 // next returns when the slot is to be seen to again.
 func (s *slot) next(now time.Time) time.Time {
 	awaited := false
-	next := s.checked.Add(checkEvery)
+	next := s.checkDue()
 	for _, x := range s.sessions {
 		if x.shaken {
 			continue

@@ -40,13 +40,15 @@ type slot struct {
 	control *wgctrl.Client
 	process process
 
-	young   bool  // its key was made just now, so nobody has a session with it
-	ready   bool  // it has all that it should, as far as is known
-	brought bool  // it had once: what is missing from then on is repaired
-	fresh   bool  // its device was made or taken over just now, so that whatever is missing was not removed by anybody
-	problem error // why it is not ready
-	retry   time.Time
-	checked time.Time // when all of it was compared
+	young     bool  // its key was made just now, so nobody has a session with it
+	ready     bool  // it has all that it should, as far as is known
+	brought   bool  // it had once: what is missing from then on is repaired
+	fresh     bool  // its device was made or taken over just now, so that whatever is missing was not removed by anybody
+	problem   error // why it is not ready
+	retry     time.Time
+	checked   time.Time     // when all of it was compared
+	checkCost time.Duration // of comparing it
+	suspect   bool          // the kernel has told of something that may be missing
 
 	sessions map[identity.WireGuardKey]*session
 	pace     pace
@@ -72,7 +74,7 @@ const retryAfter = 2 * time.Second
 // bring makes the slot's device, its configuration, routes, rule and address what they should be.
 func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	err := w.ensure(ctx, s, now)
-	if err != nil && (s.problem == nil || s.problem.Error() != err.Error()) {
+	if err != nil && ctx.Err() == nil && (s.problem == nil || s.problem.Error() != err.Error()) {
 		w.log.Error("WireGuard does not work; what needs it is dropped until it does.", "device", s.name, "error", err)
 	}
 	if err == nil && s.problem != nil {
@@ -82,7 +84,7 @@ func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	if err == nil {
 		s.brought, s.fresh, s.young = true, false, false
 	}
-	s.retry, s.checked = now.Add(retryAfter), now
+	s.retry, s.checked, s.checkCost, s.suspect = now.Add(retryAfter), now, time.Since(now), false
 	if err != nil && s.kind == KindUserspace && !alive(s.process.pid) {
 		s.retry = later(s.process.next, now.Add(firstBackoff/2))
 	}

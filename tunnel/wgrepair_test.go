@@ -18,12 +18,11 @@ import (
 func (m *machine) occupy(port uint16) *net.UDPConn {
 	m.t.Helper()
 	var conn *net.UDPConn
-	m.in(func() {
-		var err error
-		if conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)}); err != nil {
-			m.t.Fatal(err)
-		}
-	})
+	var err error
+	m.in(func() { conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)}) })
+	if err != nil {
+		m.t.Fatal(err)
+	}
 	m.t.Cleanup(func() { conn.Close() })
 	return conn
 }

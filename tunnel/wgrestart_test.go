@@ -98,7 +98,7 @@ func TestNodeComesBack(t *testing.T) {
 			if m == b {
 				other = a
 			}
-			m.awaitSaved()
+			m.awaitSaved(hasPeers)
 			m.close()
 			m.removeDevice(0)
 			start := time.Now()
@@ -118,7 +118,7 @@ func TestBothComeBack(t *testing.T) {
 		a, b := two(t, kind)
 		for range 3 {
 			for _, m := range []*machine{a, b} {
-				m.awaitSaved()
+				m.awaitSaved(hasPeers)
 				m.close()
 				m.removeDevice(0)
 			}

@@ -134,11 +134,6 @@ func (s *stream) end() (sent uint32, lost int, gap time.Duration) {
 		c.Close()
 	}
 	var since time.Time
-	for n := range s.when {
-		if _, ok := s.arrived[uint32(n)]; !ok {
-			s.t.Logf("lost: %d, sent %s", n, s.when[n].Format("15:04:05.000000"))
-		}
-	}
 	for n, at := range s.when {
 		_, ok := s.arrived[uint32(n)]
 		switch {
