@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -201,13 +202,16 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 		return err
 	}
 	self := a.self()
-	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu.of(a.cfg.Encryption.Mode), Address: a.cfg.Node.Address})
+	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{
+		Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu.of(a.cfg.Encryption.Mode), Address: a.cfg.Node.Address,
+		IPv6: slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }),
+	})
 	if err != nil {
 		return err
 	}
 	a.datapath, err = datapath.Load(datapath.Config{
 		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
-		VXLANIndex: a.device.Index, PodMTU: a.device.MTU, Log: a.log,
+		VXLANIndex: a.device.Index, VXLANPort: a.cfg.Node.VXLANPort, PodMTU: a.device.MTU, Log: a.log,
 		PodSide: self.PodSide(), Tunnel: [identity.TunnelSlots]netip.Addr{self.TunnelAddress(0), self.TunnelAddress(1)}, UnderlayIndex: index,
 	})
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 const sessionPatience = 10 * time.Second
 
 // encryptionDrops are the reasons for drops that have to do with encryption.
-var encryptionDrops = []string{datapath.DropNoNode, datapath.DropUnencrypted, datapath.DropCleartext, datapath.DropUnknownNode}
+var encryptionDrops = []string{datapath.DropNoNode, datapath.DropUnencrypted, datapath.DropCleartext, datapath.DropNotVXLAN, datapath.DropUnknownNode}
 
 // encryption shows how packets between this node and the others are encrypted.
 func (v *view) encryption() (api.Encryption, []<-chan struct{}, error) {
