@@ -143,6 +143,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 
 	tasks, ctx := errgroup.WithContext(ctx)
+	// Before all else: the others have sessions with this node's earlier life, and hear of this one when it asks them.
+	tasks.Go(func() error { return a.enc.Run(ctx) })
 	if err := a.followPeers(ctx, tasks); err != nil {
 		return errors.Join(err, tasks.Wait())
 	}
@@ -152,7 +154,6 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
-	tasks.Go(func() error { return a.enc.Run(ctx) })
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })

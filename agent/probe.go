@@ -18,6 +18,7 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/identity"
 	"causeway/identity/pki"
+	"causeway/kvstore"
 )
 
 // linkProbe tries one link.
@@ -78,7 +79,7 @@ func dialTCP(ctx context.Context, address string) tried {
 	t := tried{target: address + "/tcp"}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	conn, err := kvstore.NewDialer().DialContext(ctx, "tcp", address)
 	if err == nil {
 		conn.Close()
 		return t
@@ -125,7 +126,7 @@ func (l *linkProbe) handshake(ctx context.Context, endpoint string) tried {
 	roots.AppendCertsFromPEM([]byte(l.peer.Authority))
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	dialer := tls.Dialer{Config: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, Time: l.agent.clock.Now}}
+	dialer := tls.Dialer{NetDialer: kvstore.NewDialer(), Config: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, Time: l.agent.clock.Now}}
 	conn, err := dialer.DialContext(ctx, "tcp", endpoint)
 	if err != nil {
 		t.err, t.cause = err, tlsCause(err)

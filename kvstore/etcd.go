@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -83,13 +84,16 @@ func Dial(ctx context.Context, cfg Config) (Store, error) {
 
 // newClient returns a client of etcd, which connects when it is used.
 func newClient(cfg Config) (*clientv3.Client, error) {
-	options := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+	dial := cfg.Dial
+	if dial == nil {
+		dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return NewDialer().DialContext(ctx, "tcp", address)
+		}
+	}
+	options := []grpc.DialOption{grpc.WithContextDialer(dial), grpc.WithConnectParams(grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
 		MinConnectTimeout: dialTimeout,
 	})}
-	if cfg.Dial != nil {
-		options = append(options, grpc.WithContextDialer(cfg.Dial))
-	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            cfg.Endpoints,
 		TLS:                  cfg.TLS,

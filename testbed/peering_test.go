@@ -17,6 +17,7 @@ import (
 	"causeway/agent/api"
 	"causeway/identity"
 	"causeway/kvstore"
+	"causeway/lb"
 )
 
 // newUnconnected brings up clusters that are not joined, with a server, a client and the service shop in each.
@@ -200,21 +201,24 @@ func TestStatusNeverLies(t *testing.T) {
 	m := newUnconnected(t, 1, "west", "east")
 	ctx := t.Context()
 	m.connect("west", "east")
-	tunnel := Partition{A: "east", B: "west", Loss: 100}
-	if err := tunnel.Port.Set("udp/51871"); err != nil {
-		t.Fatal(err)
+	// drop loses what goes to WireGuard's ports: the key's in use, and that of one which may take its place.
+	drop := func(oneWay bool) func() error {
+		return func() (err error) {
+			for _, port := range []uint16{51871, 51872} {
+				err = errors.Join(err, m.bed.Partition(ctx, Partition{A: "east", B: "west", Loss: 100, OneWay: oneWay, Port: Port{Protocol: lb.UDP, Number: port}}))
+			}
+			return err
+		}
 	}
-	oneWay := tunnel
-	oneWay.OneWay = true
 	heal := func() error { return m.bed.HealAll(ctx) }
 	for _, fault := range []struct {
 		name            string
 		begin, end      func() error
 		status, verdict string // what both say, as parts
 	}{
-		{"tunnel's port dropped", func() error { return m.bed.Partition(ctx, tunnel) }, heal, "UDP port 51871", "tunnel UDP"},
-		{"tunnel's port dropped one way", func() error { return m.bed.Partition(ctx, oneWay) }, heal, "UDP port 51871", "tunnel UDP"},
-		{"path MTU", func() error { return m.bed.SetMTU(ctx, "east", "west", 1400) }, heal, "path MTU", "path MTU"},
+		{"tunnel's port dropped", drop(false), heal, "UDP port 51871 (WireGuard)", "WireGuard UDP from east to west (172.29.1.11:51871/udp)"},
+		{"tunnel's port dropped one way", drop(true), heal, "UDP port 51871 (WireGuard)", "WireGuard UDP"},
+		{"too narrow a path", func() error { return m.bed.SetMTU(ctx, "east", "west", 600) }, heal, "path MTU", "path MTU"},
 		{"stopped etcd", func() error { return m.bed.Kill(ctx, Victim{Kind: "kvstore", Cluster: "west"}) },
 			func() error { return m.bed.Start(ctx, Victim{Kind: "kvstore", Cluster: "west"}) }, "store of cluster west", "TCP from east to west (172.29.1.2:2379/tcp)"},
 		{"wrong clock", func() error { return m.bed.SetClock(ctx, "west", 5*time.Minute) }, func() error { return m.bed.SetClock(ctx, "west", 0) }, "clock", "the clocks differ by 5m0s"},

@@ -215,7 +215,7 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{Config: cfg, verifying: make(chan struct{}, maxVerifying), dialer: new(net.Dialer).DialContext}
+	return &Service{Config: cfg, verifying: make(chan struct{}, maxVerifying), dialer: kvstore.NewDialer().DialContext}
 }
 
 // Run serves the API on the listener, and renews the certificates of this cluster's peers, until ctx ends. While the own store has not been read there is no certificate to

@@ -248,6 +248,14 @@ func planeText(p *printer, plane api.Plane) string {
 	return withDetail(p, planeWord(plane), plane.Detail)
 }
 
+// narrowed marks the MTU of a path that packets are kept to.
+func narrowed(path api.Path) string {
+	if path.Narrowed {
+		return " (narrowed)"
+	}
+	return ""
+}
+
 // pathText is all that is known of one direction.
 func pathText(p *printer, path api.Path) string {
 	var parts []string
@@ -264,7 +272,7 @@ func pathText(p *printer, path api.Path) string {
 		parts = append(parts, "no round trip yet")
 	}
 	if path.MTU > 0 {
-		parts = append(parts, fmt.Sprintf("pod MTU %d", path.MTU))
+		parts = append(parts, fmt.Sprintf("pod MTU %d", path.MTU)+narrowed(path))
 	}
 	if path.Note != "" {
 		parts = append(parts, path.Note)

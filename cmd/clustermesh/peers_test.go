@@ -138,7 +138,7 @@ func TestNarrowedPathIsNoProblem(t *testing.T) {
 		if !strings.Contains(out.String(), "1290 narrowed / 1390") || strings.Contains(out.String(), "\n  west: path MTU: kept to 1290\n") != isNew {
 			t.Errorf("new %v:\n%s", isNew, out.String())
 		}
-		if text := pathText(&printer{w: &out}, peer.Out); !strings.Contains(text, "pod MTU 1290, path MTU: kept to 1290") || !strings.HasPrefix(text, "ok") {
+		if text := pathText(&printer{w: &out}, peer.Out); !strings.Contains(text, "pod MTU 1290 (narrowed), path MTU: kept to 1290") || !strings.HasPrefix(text, "ok") {
 			t.Errorf("got %q", text)
 		}
 	}
