@@ -138,11 +138,7 @@ func (t *Tunnel) TunnelAddress(slot uint8) netip.Addr {
 
 // Equal tells whether two rows say the same.
 func (t Tunnel) Equal(other Tunnel) bool {
-	a, b := t, other
-	if !slices.Equal(a.PodCIDRs, b.PodCIDRs) || !slices.Equal(a.Keys, b.Keys) {
-		return false
-	}
-	a.PodCIDRs, b.PodCIDRs, a.Keys, b.Keys = nil, nil, nil, nil
-	return a.Cluster == b.Cluster && a.ClusterID == b.ClusterID && a.Node == b.Node && a.Mode == b.Mode && a.Why == b.Why &&
-		a.Address == b.Address && a.Local == b.Local && a.Remote == b.Remote && a.MTU == b.MTU && a.Self == b.Self
+	return t.Cluster == other.Cluster && t.ClusterID == other.ClusterID && t.Node == other.Node && t.Mode == other.Mode && t.Why == other.Why &&
+		t.Address == other.Address && slices.Equal(t.PodCIDRs, other.PodCIDRs) && slices.Equal(t.Keys, other.Keys) &&
+		t.Local == other.Local && t.Remote == other.Remote && t.MTU == other.MTU && t.Self == other.Self
 }
