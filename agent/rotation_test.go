@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,7 @@ type keyLife struct {
 	tables    *clustermesh.Tables
 	enc       *encryption
 	published [][]uint8 // the slots of the keys, each time
-	noStore   bool
+	noStore   atomic.Bool
 	stop      func()
 }
 
@@ -32,7 +33,7 @@ func startLife(t *testing.T, wg *fakeWireGuard, every time.Duration, nodes ...id
 	l.enc = newTestEncryption(l.tables, wg)
 	l.enc.every = every
 	l.enc.publish = func(_ context.Context, keys []identity.TunnelKey) { l.published = append(l.published, slotsOf(keys)) }
-	l.enc.published = func() bool { return !l.noStore }
+	l.enc.published = func() bool { return !l.noStore.Load() }
 	l.enc.Open(t.Context())
 	r := newReconciler("tunnels", l.tables, l.tables.Tunnels, l.enc, func(identity.ClusterID) bool { return true }, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -226,7 +227,7 @@ func TestWhoHoldsUpAChangeOfTheKey(t *testing.T) {
 			wg.shake(west1, true, newPair)
 			put(t, l.tables, l.tables.Liveness, live(identity.NodeAgentDown))
 		}, "begin prefer", "its agent is down"},
-		{"the store", func(l *keyLife, wg *fakeWireGuard) { wg.shake(west1, true, newPair); l.noStore = true }, "begin", "store"},
+		{"the store", func(l *keyLife, wg *fakeWireGuard) { wg.shake(west1, true, newPair); l.noStore.Store(true) }, "begin", "store"},
 		{"a target that fails", func(_ *keyLife, wg *fakeWireGuard) {
 			wg.shake(west1, true, newPair)
 			wg.mu.Lock()
