@@ -74,9 +74,9 @@ func (t *tunnels) Run(ctx context.Context) error {
 	defer changes.Close()
 
 	var after []func()
+	// What closes is kept until that has been seen, and taken anew before what it tells of is looked at, so that no change is missed.
+	own, sessions := t.enc.changed(), t.enc.sessionsChanged()
 	for {
-		// Taken before what they tell of is looked at, so that no change is missed.
-		own, sessions := t.enc.changed(), t.enc.sessionsChanged()
 		more, err := t.step(changes)
 		if err != nil {
 			return err
@@ -85,14 +85,17 @@ func (t *tunnels) Run(ctx context.Context) error {
 			f()
 		}
 		after = nil
+		moving := sessions
 		if len(t.unsettled) == 0 {
-			sessions = nil // none of them moves a tunnel
+			moving = nil // no session moves a tunnel
 		}
 		select {
 		case <-own:
+			own, sessions = t.enc.changed(), t.enc.sessionsChanged()
 			err = t.derive(t.everyNode)
-		case <-sessions:
+		case <-moving:
 			pause(ctx, sessionPause)
+			sessions = t.enc.sessionsChanged()
 			err = t.derive(t.unsettledNodes)
 		case <-t.again:
 			err = t.derive(t.nodesOfChangedPaths)
