@@ -19,7 +19,7 @@ import (
 	stocktun "golang.zx2c4.com/wireguard/tun"
 
 	"causeway/tunnel"
-	"causeway/tunnel/tun"
+	causewaytun "causeway/tunnel/tun"
 )
 
 // wireGuardMTU is what an underlay of 1500 leaves.
@@ -62,7 +62,7 @@ func encryptedPods(b *testing.B) path {
 			setMTU(b, tunnel.DefaultName, wireGuardMTU-tunnel.OverheadIPv4)
 		})
 	}
-	encrypt(b, m, func() (stocktun.Device, error) { return tun.Open("wg0", wireGuardMTU, tunnel.DefaultPort) }, func(n *node) netip.Addr { return n.row.Address })
+	encrypt(b, m, func() (stocktun.Device, error) { return causewaytun.Open("wg0", wireGuardMTU, tunnel.DefaultPort) }, func(n *node) netip.Addr { return n.row.Address })
 	for _, p := range []*pod{from, to} {
 		p.ns.do(b, func() { setMTU(b, "eth0", wireGuardMTU-tunnel.OverheadIPv4) })
 		p.node.ns.do(b, func() { setMTU(b, p.row.HostLink, wireGuardMTU-tunnel.OverheadIPv4) })
