@@ -126,3 +126,46 @@ func checksum(b []byte) uint16 {
 func vxlan(vni uint32, frame []byte) []byte {
 	return append([]byte{8, 0, 0, 0, byte(vni >> 16), byte(vni >> 8), byte(vni), 0}, frame...)
 }
+
+// fragments cuts an IP packet without Ethernet header, each piece but the last with so many bytes of it, a multiple of 8.
+func fragments(ip []byte, size int) (pieces [][]byte) {
+	header := 20
+	if ip[0]>>4 == 6 {
+		header = 40
+	}
+	for body, offset := ip[header:], 0; offset < len(body); offset += size {
+		piece, more := body[offset:min(offset+size, len(body))], offset+size < len(body)
+		if header == 20 {
+			pieces = append(pieces, fragment4(ip[:20], piece, offset, more))
+		} else {
+			pieces = append(pieces, fragment6(ip[:40], piece, offset, more))
+		}
+	}
+	return pieces
+}
+
+func fragment4(header, piece []byte, offset int, more bool) []byte {
+	b := append([]byte{}, header...)
+	flags := uint16(offset / 8)
+	if more {
+		flags |= 0x2000
+	}
+	binary.BigEndian.PutUint16(b[2:], uint16(20+len(piece)))
+	binary.BigEndian.PutUint16(b[4:], 0x1234)
+	binary.BigEndian.PutUint16(b[6:], flags)
+	binary.BigEndian.PutUint16(b[10:], 0)
+	binary.BigEndian.PutUint16(b[10:], checksum(b))
+	return append(b, piece...)
+}
+
+func fragment6(header, piece []byte, offset int, more bool) []byte {
+	b := append([]byte{}, header...)
+	flags := uint16(offset)
+	if more {
+		flags |= 1
+	}
+	binary.BigEndian.PutUint16(b[4:], uint16(8+len(piece)))
+	b[6] = 44
+	b = append(b, header[6], 0, byte(flags>>8), byte(flags), 0, 0, 0x12, 0x34)
+	return append(b, piece...)
+}

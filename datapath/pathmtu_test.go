@@ -44,8 +44,8 @@ func answered(t *testing.T, from namespace, to netip.AddrPort, size int) bool {
 	}
 	defer conn.Close()
 	for range 3 {
-		conn.Write(make([]byte, size))
 		conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		conn.Write(make([]byte, size))
 		if n, err := conn.Read(make([]byte, 65536)); err == nil {
 			return n == size
 		} else if !errors.Is(err, os.ErrDeadlineExceeded) {

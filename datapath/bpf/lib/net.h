@@ -146,24 +146,22 @@ static __always_inline bool packet_parse(struct __sk_buff *skb, struct packet *p
 	return packet_parse_v6(skb, p);
 }
 
-/* Counts a hop. Returns false if it was the packet's last; the packet is unchanged then.
- * IPv4's checksum is updated as in RFC 1141. */
+/* Counts a hop. Returns false if it was the packet's last; the packet is unchanged then. Pointers into the packet are invalid afterwards.
+ *
+ * IPv4's checksum is updated as in RFC 1141, so the sum over the packet stays as it was. IPv6 has none, so the kernel must be told: where
+ * it has computed that sum itself, of VXLAN over IPv6, it would find the transport's checksum wrong. */
 static __always_inline bool packet_hop(struct __sk_buff *skb, const struct packet *p)
 {
-	void *ip = (void *)(long)skb->data + ETH_HLEN, *end = (void *)(long)skb->data_end;
-	struct ipv6hdr *v6 = ip;
-	struct iphdr *v4 = ip;
+	struct iphdr *v4 = (void *)(long)skb->data + ETH_HLEN;
+	const __u8 hops = p->hops - 1;
 	__u32 check;
 
 	if (p->hops <= 1)
 		return false;
-	if (p->version == 6) {
-		if ((void *)(v6 + 1) > end)
-			return false;
-		v6->hop_limit--;
-		return true;
-	}
-	if ((void *)(v4 + 1) > end)
+	if (p->version == 6)
+		return !bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, hop_limit), &hops, sizeof(hops),
+					    BPF_F_RECOMPUTE_CSUM);
+	if ((void *)(v4 + 1) > (void *)(long)skb->data_end)
 		return false;
 	check = v4->check + bpf_htons(0x0100);
 	v4->check = (__u16)(check + (check >= 0xffff));
