@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -47,6 +48,7 @@ func startBare(t testing.TB, in namespace, name, config string) {
 	must(t, err)
 	cmd := exec.Command(program, bareArgument, name)
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as Causeway's, since the scheduler may tell sessions apart
 	stdin, err := cmd.StdinPipe()
 	must(t, err)
 	stdout, err := cmd.StdoutPipe()
