@@ -24,6 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	serveIfAsked()
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "LEFT OUT: every test of the data path in the kernel, because they need root.")
 		if os.Getenv("CI") == "true" {
@@ -97,6 +98,8 @@ type options struct {
 	clsact bool
 	// bare leaves out the data path.
 	bare bool
+	// encrypted: nodes and pods are made for WireGuard between all nodes; see newEncryptedMesh.
+	encrypted bool
 	// underlay6: the underlay is of IPv6.
 	underlay6 bool
 	// ranges are the address families of the nodes' pod ranges, in their order; none: IPv4.
@@ -152,6 +155,8 @@ type node struct {
 	routes  *tunnel.Routes
 	pods    []*pod
 	cgroups string
+	// wireGuard is the name of the node's WireGuard devices, less the slot's number; empty: it has none.
+	wireGuard string
 }
 
 type pod struct {
@@ -163,11 +168,17 @@ type pod struct {
 
 func (p *pod) addr() netip.Addr { return p.row.Address }
 
-// podMTU is what an underlay of IPv4 with an MTU of 1500 leaves to pods.
+// underlayMTU is that of the links between the nodes, in bytes.
+const underlayMTU = 1500
+
+// podMTU is what an underlay of IPv4 leaves to pods.
 const podMTU = 1450
 
 // podMTU is what the underlay leaves to pods, whether tunnels end at its addresses or at tunnel addresses.
 func (o options) podMTU() int {
+	if o.encrypted {
+		return tunnel.EncryptedPodMTU(underlayMTU, o.underlayAddress(1, 1), o.podRanges(1, 1)[0].Addr())
+	}
 	if o.underlay6 || len(o.ranges) > 0 && o.ranges[0] == 6 {
 		return podMTU - 20
 	}
@@ -247,8 +258,12 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 		return
 	}
 	n.ns.do(t, func() {
+		cfg := tunnel.Config{Address: n.row.Address}
+		if m.options.encrypted {
+			cfg.MTU = m.options.podMTU()
+		}
 		var err error
-		n.device, err = tunnel.EnsureVXLAN(tunnel.Config{Address: n.row.Address})
+		n.device, err = tunnel.EnsureVXLAN(cfg)
 		must(t, err)
 		sysctl(t, "net/ipv6/conf/"+tunnel.DefaultName+"/addr_gen_mode", "1")
 		sysctl(t, "net/ipv6/conf/"+tunnel.DefaultName+"/disable_ipv6", "0")
@@ -260,6 +275,10 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 	n.config = datapath.Config{
 		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address, PodSide: n.row.PodSide(),
 		VXLANIndex: n.device.Index, PodMTU: m.options.podMTU(), ForceClsact: m.options.clsact,
+	}
+	if m.options.encrypted {
+		n.config.Tunnel = [identity.TunnelSlots]netip.Addr{n.row.TunnelAddress(0), n.row.TunnelAddress(1)}
+		n.config.UnderlayIndex = n.linkIndex("eth0")
 	}
 	n.load()
 	t.Cleanup(func() { must(t, n.dp.Close()) })

@@ -27,30 +27,7 @@ func BenchmarkThroughput(b *testing.B) {
 
 func benchmarkTCP(b *testing.B, from, to namespace, addr netip.Addr) {
 	at := netip.AddrPortFrom(addr, 7001)
-	var listener net.Listener
-	to.do(b, func() {
-		var err error
-		listener, err = net.Listen("tcp4", at.String())
-		must(b, err)
-	})
-	defer listener.Close()
-	received := make(chan int64)
-	go func() {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		// Not io.Copy, which would splice: here data shall be received as programs do.
-		buf, sum := make([]byte, 1<<20), int64(0)
-		for {
-			n, err := conn.Read(buf)
-			if sum += int64(n); err != nil {
-				break
-			}
-		}
-		received <- sum
-	}()
+	received := to.receive(b, at)
 	conn, err := from.dial(b, "tcp4", at)
 	if err != nil {
 		b.Fatal(err)
@@ -69,6 +46,38 @@ func benchmarkTCP(b *testing.B, from, to namespace, addr netip.Addr) {
 	if got := <-received; got != sent {
 		b.Errorf("%d of %d bytes arrived", got, sent)
 	}
+}
+
+// receive takes one connection, and tells how many bytes it has brought when it ends.
+func (n namespace) receive(t testing.TB, at netip.AddrPort) <-chan int64 {
+	var listener net.Listener
+	n.do(t, func() {
+		var err error
+		listener, err = net.Listen("tcp4", at.String())
+		must(t, err)
+	})
+	if listener == nil {
+		t.FailNow()
+	}
+	t.Cleanup(func() { listener.Close() })
+	received := make(chan int64, 1)
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		// Not io.Copy, which would splice: here data shall be received as programs do.
+		buf, sum := make([]byte, 1<<20), int64(0)
+		for {
+			n, err := conn.Read(buf)
+			if sum += int64(n); err != nil {
+				break
+			}
+		}
+		received <- sum
+	}()
+	return received
 }
 
 func (n *node) plainAddr() netip.Addr { return n.row.PodCIDRs[0].Addr().Next() }

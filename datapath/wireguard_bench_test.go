@@ -14,15 +14,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
-	"golang.zx2c4.com/wireguard/device"
-	stocktun "golang.zx2c4.com/wireguard/tun"
-
-	"causeway/tunnel"
-	causewaytun "causeway/tunnel/tun"
 )
 
-// wireGuardMTU is what an underlay of 1500 leaves.
+// wireGuardMTU is what an underlay of IPv4 leaves to packets in WireGuard, in bytes: the same as Causeway's devices have.
 const wireGuardMTU = 1440
 
 // BenchmarkWireGuard measures from pod to pod by Causeway's programs, VXLAN in WireGuard, and beside it from node to node through a WireGuard tunnel of
@@ -50,40 +44,16 @@ type path struct {
 	addr     netip.Addr // of to
 }
 
-// encryptedPods are pods of two nodes that have their node addresses on WireGuard devices of package tunnel/causewaytun.
+// encryptedPods are pods of two nodes that are set up as agents do it that encrypt all.
 func encryptedPods(b *testing.B) path {
-	m := newMesh(b, options{}, 1, 2)
+	m := newEncryptedMesh(b, 1, 2)
 	from, to := m.nodes[0].addPod(300), m.nodes[1].addPod(300)
-	for _, n := range m.nodes {
-		n.ns.do(b, func() {
-			eth0, err := netlink.LinkByName("eth0")
-			must(b, err)
-			must(b, netlink.AddrDel(eth0, &netlink.Addr{IPNet: &net.IPNet{IP: n.row.Address.AsSlice(), Mask: net.CIDRMask(16, 32)}}))
-			setMTU(b, tunnel.DefaultName, wireGuardMTU-tunnel.OverheadIPv4)
-		})
-	}
-	encrypt(b, m, func() (stocktun.Device, error) { return causewaytun.Open("wg0", wireGuardMTU, tunnel.DefaultPort) }, func(n *node) netip.Addr { return n.row.Address })
-	for _, p := range []*pod{from, to} {
-		p.ns.do(b, func() { setMTU(b, "eth0", wireGuardMTU-tunnel.OverheadIPv4) })
-		p.node.ns.do(b, func() { setMTU(b, p.row.HostLink, wireGuardMTU-tunnel.OverheadIPv4) })
-	}
 	return path{from.ns, to.ns, to.addr()}
 }
 
-// bareTunnel is WireGuard between two nodes.
+// bareTunnel is WireGuard between two nodes, in a process for each as Causeway's.
 func bareTunnel(b *testing.B) path {
 	m := newMesh(b, options{bare: true}, 1, 2)
-	inside := func(n *node) netip.Addr { return n.row.PodCIDRs[0].Addr().Next() }
-	encrypt(b, m, func() (stocktun.Device, error) { return stocktun.CreateTUN("wg0", wireGuardMTU) }, inside)
-	return path{m.nodes[0].ns, m.nodes[1].ns, inside(m.nodes[1])}
-}
-
-// encrypt has the two nodes reach each other's inside address through WireGuard, on a device that open makes.
-func encrypt(b *testing.B, m *mesh, open func() (stocktun.Device, error), inside func(n *node) netip.Addr) {
-	outside := func(n *node) netip.AddrPort {
-		a := n.row.Address.As4()
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 28, a[2], a[3]}), 51871)
-	}
 	keys := map[*node]*ecdh.PrivateKey{}
 	for _, n := range m.nodes {
 		var err error
@@ -95,40 +65,20 @@ func encrypt(b *testing.B, m *mesh, open func() (stocktun.Device, error), inside
 		// that meets nobody is repeated only seconds later.
 		other, endpoint := m.nodes[1-i], ""
 		if i == 0 {
-			endpoint = fmt.Sprintf("endpoint=%s\n", outside(other))
+			endpoint = fmt.Sprintf("endpoint=%s\n", netip.AddrPortFrom(other.row.Address, wireGuardPorts[0]))
 		}
+		startBare(b, n.ns, "wg0", fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\n%sallowed_ip=%s/32\n",
+			hex.EncodeToString(keys[n].Bytes()), wireGuardPorts[0], hex.EncodeToString(keys[other].PublicKey().Bytes()), endpoint, other.plainAddr()))
 		n.ns.do(b, func() {
-			addAddr(b, "eth0", netip.PrefixFrom(outside(n).Addr(), 16))
-			dev, err := open()
-			if err != nil {
-				b.Error(err)
-				return
-			}
-			wireGuard := device.NewDevice(dev, bindIn{conn.NewDefaultBind(), b, n.ns}, device.NewLogger(device.LogLevelSilent, ""))
-			b.Cleanup(wireGuard.Close)
-			must(b, wireGuard.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\n%sallowed_ip=%s/32\n",
-				hex.EncodeToString(keys[n].Bytes()), outside(n).Port(), hex.EncodeToString(keys[other].PublicKey().Bytes()), endpoint, inside(other))))
-			addAddr(b, "wg0", netip.PrefixFrom(inside(n), 8))
-			must(b, wireGuard.Up())
+			addAddr(b, "wg0", netip.PrefixFrom(n.plainAddr(), 8))
 			up(b, "wg0")
 		})
 	}
-	awaitTunnel(b, m.nodes[0].ns, netip.AddrPortFrom(inside(m.nodes[1]), 9))
+	awaitTunnel(b, m.nodes[0].ns, netip.AddrPortFrom(m.nodes[1].plainAddr(), 9))
 	if b.Failed() {
 		b.FailNow()
 	}
-}
-
-// bindIn opens its sockets in a namespace, whichever thread learns that the device is up.
-type bindIn struct {
-	conn.Bind
-	b  *testing.B
-	ns namespace
-}
-
-func (i bindIn) Open(port uint16) (receive []conn.ReceiveFunc, actual uint16, err error) {
-	i.ns.do(i.b, func() { receive, actual, err = i.Bind.Open(port) })
-	return receive, actual, err
+	return path{m.nodes[0].ns, m.nodes[1].ns, m.nodes[1].plainAddr()}
 }
 
 // awaitTunnel waits until an address is reached through WireGuard, where nobody listens.
@@ -147,12 +97,6 @@ func addAddr(b *testing.B, name string, addr netip.Prefix) {
 	link, err := netlink.LinkByName(name)
 	must(b, err)
 	must(b, netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen())}}))
-}
-
-func setMTU(b *testing.B, name string, mtu int) {
-	link, err := netlink.LinkByName(name)
-	must(b, err)
-	must(b, netlink.LinkSetMTU(link, mtu))
 }
 
 // benchmarkRoundTrips sends a small packet of UDP there and back, one after the other, and reports the median and the 99th percentile.

@@ -234,10 +234,11 @@ func removeSocket(device string) error {
 	return nil
 }
 
-// alive tells whether a process runs. One that has ended and is this one's child is reaped: nobody else would do it.
+// alive tells whether a process runs. One that has ended and is this one's child is reaped: nobody else would do it. Until it can be, some of its
+// threads still run, though its state may be that of a zombie already.
 func alive(pid int) bool {
-	if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err == nil && got == pid {
-		return false
+	if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err == nil {
+		return got != pid
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
