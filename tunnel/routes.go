@@ -136,7 +136,9 @@ func (r *Routes) list() ([]routeKey, error) {
 	filter := &netlink.Route{LinkIndex: r.device, Protocol: routeProtocol}
 	var have []routeKey
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := r.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return r.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		})
 		if family == netlink.FAMILY_V6 && errors.Is(err, unix.EOPNOTSUPP) {
 			continue // The kernel has no IPv6.
 		}
