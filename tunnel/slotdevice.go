@@ -9,7 +9,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"causeway/identity"
@@ -37,7 +36,7 @@ type slot struct {
 
 	index   int    // of the link; 0: there is none
 	kind    string // KindKernel, KindUserspace
-	control *wgctrl.Client
+	control control
 	process process
 
 	young     bool  // its key was made just now, so nobody has a session with it
@@ -87,6 +86,9 @@ func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	s.retry, s.checked, s.checkCost, s.suspect = now.Add(retryAfter), now, time.Since(now), false
 	if err != nil && s.kind == KindUserspace && !alive(s.process.pid) {
 		s.retry = later(s.process.next, now.Add(firstBackoff/2))
+	}
+	if errors.Is(err, errNoAnswer) {
+		s.retry = time.Now().Add(retryAfter / 4) // The others that wait for the slots get their turn.
 	}
 	return err
 }
@@ -143,7 +145,7 @@ func (w *WireGuard) take(s *slot, link netlink.Link) error {
 	// Only now does the kernel have the module, which a client looks for when it is made.
 	err = w.space.run(func() error {
 		var err error
-		s.control, err = wgctrl.New()
+		s.control, err = w.openControl()
 		return err
 	})
 	if err != nil {
