@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -18,16 +17,18 @@ type control interface {
 	Close() error
 }
 
-func openControl() (control, error) { return wgctrl.New() }
-
-// How long a process in user space may take to answer. Peers cost it a handshake's arithmetic each when they are added, and a few lines when
-// they are read.
+// How long a process in user space may take to answer. One that is stopped will not; one that runs may be short of processor time, and killing it,
+// with all its sessions, would make that worse. Peers cost it some arithmetic each when they are added, and a few lines when they are read.
 const (
-	answerWithin = 2 * time.Second
-	perPeerSet   = 2 * time.Millisecond
-	perPeerRead  = 200 * time.Microsecond
-	// stuckAfter is how long a process may be silent before it is killed, and another one started: longer than one question lasts.
-	stuckAfter = 3 * time.Second
+	stoppedWithin = 2 * time.Second
+	answerWithin  = 10 * time.Second
+	perPeer       = 2 * time.Millisecond
+)
+
+// How long a process may be silent before it is killed, and another one started: stopped, or as if it ran.
+const (
+	stoppedFor = 3 * time.Second
+	silentFor  = 20 * time.Second
 )
 
 // errNoAnswer is of questions that a process in user space has not answered in time.
@@ -42,7 +43,7 @@ func (s silence) Is(target error) bool { return target == errNoAnswer }
 func (s *slot) device() (device *wgtypes.Device, err error) {
 	answer := make(chan *wgtypes.Device, 1)
 	client, name := s.control, s.name // of now: the call may outlast the device
-	err = s.call(answerWithin+time.Duration(len(s.sessions))*perPeerRead, func() error {
+	err = s.call(len(s.sessions), func() error {
 		device, err := client.Device(name)
 		answer <- device
 		return err
@@ -56,42 +57,52 @@ func (s *slot) device() (device *wgtypes.Device, err error) {
 // change writes to the slot's device.
 func (s *slot) change(cfg wgtypes.Config) error {
 	client, name := s.control, s.name
-	return s.call(answerWithin+time.Duration(len(cfg.Peers))*perPeerSet, func() error { return client.ConfigureDevice(name, cfg) })
+	return s.call(len(cfg.Peers), func() error { return client.ConfigureDevice(name, cfg) })
 }
 
-// call calls f, and does not wait for longer than that for a process in user space; f ends when the process does. The kernel always answers.
-func (s *slot) call(within time.Duration, f func() error) error {
+// call calls f, which is about so many peers, and does not wait for ever for a process in user space; f ends when the process does. The kernel
+// always answers.
+func (s *slot) call(peers int, f func() error) error {
 	if s.kind != KindUserspace {
 		return f()
 	}
 	start, done := time.Now(), make(chan error, 1)
 	go func() { done <- f() }()
-	timer := time.NewTimer(within)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		s.process.silent = time.Time{}
-		return err
-	case <-timer.C:
+	last := time.After(answerWithin + time.Duration(peers)*perPeer)
+	for first := time.After(stoppedWithin); ; {
+		select {
+		case err := <-done:
+			s.process.silent = time.Time{}
+			return err
+		case <-first:
+			if !stopped(s.process.pid) {
+				continue
+			}
+		case <-last:
+		}
+		break
 	}
 	if s.process.silent.IsZero() {
 		s.process.silent = start
 	}
-	return silence{fmt.Errorf("WireGuard's process %d of %s does not answer%s; if it goes on, it is killed and started again", s.process.pid, s.name, stoppedNote(s.process.pid))}
+	why := "does not answer"
+	if stopped(s.process.pid) {
+		why = "does not answer, since it is stopped"
+	}
+	return silence{fmt.Errorf("WireGuard's process %d of %s %s; if that goes on, it is killed and started again", s.process.pid, s.name, why)}
 }
 
 // stuck tells whether the slot's process has not answered for so long that it is not worth waiting for.
 func (s *slot) stuck(now time.Time) bool {
-	return !s.process.silent.IsZero() && now.Sub(s.process.silent) > stuckAfter
+	patience := silentFor
+	if stopped(s.process.pid) {
+		patience = stoppedFor
+	}
+	return !s.process.silent.IsZero() && now.Sub(s.process.silent) > patience
 }
 
-// stoppedNote says that a process is stopped, by a signal or a debugger, if it is (proc(5), states T and t).
-func stoppedNote(pid int) string {
-	if strings.EqualFold(processState(pid), "T") {
-		return ": it is stopped"
-	}
-	return ""
-}
+// stopped tells whether a process is stopped, by a signal or a debugger (proc(5), states T and t).
+func stopped(pid int) bool { return strings.EqualFold(processState(pid), "T") }
 
 // processState returns a process's state, a letter (proc(5)); none if there is no such process.
 func processState(pid int) string {

@@ -159,7 +159,9 @@ func (r *Routes) list() ([]routeKey, error) {
 }
 
 func (r *Routes) remove(key routeKey) error {
-	if err := r.handle.RouteDel(r.route(key, 0)); err != nil && !errors.Is(err, unix.ESRCH) {
+	route := r.route(key, 0)
+	route.MTU = 0 // Otherwise only a route with that MTU would be removed.
+	if err := r.handle.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the route to %s: %w", key.prefix, err)
 	}
 	return nil

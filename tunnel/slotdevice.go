@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"causeway/identity"
@@ -145,7 +146,7 @@ func (w *WireGuard) take(s *slot, link netlink.Link) error {
 	// Only now does the kernel have the module, which a client looks for when it is made.
 	err = w.space.run(func() error {
 		var err error
-		s.control, err = w.openControl()
+		s.control, err = wgctrl.New()
 		return err
 	})
 	if err != nil {

@@ -67,8 +67,6 @@ type WireGuard struct {
 	log   *slog.Logger
 	space *namespace
 	links *netlink.Handle
-	// openControl makes what devices are driven by.
-	openControl func() (control, error)
 	// kick wakes Run.
 	kick chan struct{}
 
@@ -155,7 +153,7 @@ func OpenWireGuard(ctx context.Context, cfg WireGuardConfig) (_ *WireGuard, err 
 		return nil, err
 	}
 	w := &WireGuard{
-		cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), openControl: openControl, peers: newPeers(), repairs: map[string]uint64{},
+		cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), peers: newPeers(), repairs: map[string]uint64{},
 		view: view{shaken: map[pair]bool{}, changed: make(chan struct{})},
 	}
 	if w.space, err = currentNamespace(); err != nil {
