@@ -65,7 +65,7 @@ func first(errs <-chan error) error {
 
 // forgetUnanswered removes a link's neighbours whose link-layer address nobody has told.
 func forgetUnanswered(link int) error {
-	neighbours, err := netlink.NeighList(link, netlink.FAMILY_ALL)
+	neighbours, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("listing neighbours: %w", err)
 	}

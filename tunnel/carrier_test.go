@@ -56,7 +56,7 @@ func TestWatchCarrier(t *testing.T) {
 
 func has(t *testing.T, link netlink.Link, ip string) bool {
 	t.Helper()
-	list, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+	list, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4) })
 	must(t, err)
 	for _, n := range list {
 		if n.IP.Equal(net.ParseIP(ip)) {

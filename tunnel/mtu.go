@@ -57,12 +57,12 @@ func UnderlayMTU(node netip.Addr) (int, error) {
 }
 
 func underlayLink(node netip.Addr) (netlink.Link, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	for _, link := range links {
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("listing the addresses of %s: %w", link.Attrs().Name, err)
 		}

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +30,7 @@ type process struct {
 	started  time.Time
 	failures int       // in a row: it ended soon after its start, or did not start
 	next     time.Time // when it may be started again
+	silent   time.Time // since when it has not answered; zero: it does
 }
 
 // Supervision of the process.
@@ -49,7 +49,11 @@ func (w *WireGuard) ensureProcess(ctx context.Context, s *slot, link netlink.Lin
 	if err != nil {
 		return nil, err
 	}
-	if pid != 0 && link != nil {
+	stuck := pid != 0 && s.stuck(now)
+	if stuck {
+		w.log.Warn("WireGuard's process does not answer, and is killed.", "device", s.name, "pid", pid)
+	}
+	if pid != 0 && link != nil && !stuck {
 		s.process.pid = pid
 		if now.Sub(s.process.started) > steadyAfter {
 			s.process.failures = 0
@@ -214,7 +218,12 @@ func (w *WireGuard) endProcess(ctx context.Context, s *slot) error {
 	if pid == 0 {
 		return removeSocket(s.name)
 	}
-	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+	signals := []unix.Signal{unix.SIGTERM, unix.SIGKILL}
+	if !s.process.silent.IsZero() {
+		signals = signals[1:] // It would not hear the first.
+	}
+	s.process.silent = time.Time{}
+	for _, signal := range signals {
 		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("ending WireGuard's process %d: %w", pid, err)
 		}
@@ -240,12 +249,8 @@ func alive(pid int) bool {
 	if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err == nil {
 		return got != pid
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	after := bytes.LastIndexByte(stat, ')') // proc(5): the state follows the name, which may contain anything
-	return after >= 0 && after+2 < len(stat) && stat[after+2] != 'Z' && stat[after+2] != 'X'
+	state := processState(pid)
+	return state != "" && state != "Z" && state != "X"
 }
 
 func (w *WireGuard) logPath(s *slot) string { return filepath.Join(w.cfg.StateDir, s.name+".log") }

@@ -40,8 +40,11 @@ func (p *pace) next(awaited bool) time.Time {
 	if awaited {
 		wait = max(p.wait, quickLook)
 	}
-	return p.last.Add(min(max(wait, lookShare*p.cost), idleLook))
+	return later(p.last.Add(wait), p.soonest())
 }
+
+// soonest returns before when no look is worth its cost.
+func (p *pace) soonest() time.Time { return p.last.Add(lookShare * p.cost) }
 
 // Run repairs devices, rules and routes that somebody else has removed, asks peers for sessions that are wanted, and follows
 // handshakes, until ctx ends.
@@ -87,10 +90,11 @@ func (w *WireGuard) suspect(l loss) {
 
 // checkDue returns when all of the slot is to be compared next.
 func (s *slot) checkDue() time.Time {
+	pause := checkEvery
 	if s.suspect {
-		return s.checked.Add(max(checkPause, lookShare*s.checkCost))
+		pause = checkPause
 	}
-	return s.checked.Add(checkEvery)
+	return s.checked.Add(max(pause, lookShare*s.checkCost))
 }
 
 // step does what is due and returns when the next is.
@@ -126,7 +130,7 @@ func (w *WireGuard) stepSlot(ctx context.Context, s *slot, now time.Time) (next 
 	}
 	awaited, dueAgain := s.awaited(now)
 	looked := s.pace.last.Equal(now)
-	if !looked && (!s.pace.next(awaited).After(now) || dueAgain) {
+	if !looked && (!s.pace.next(awaited).After(now) || dueAgain && !s.pace.soonest().After(now)) {
 		if err := w.look(s, now); err != nil {
 			w.fail(s, err, now)
 			return s.retry
@@ -163,8 +167,15 @@ func (s *slot) next(now time.Time) time.Time {
 			continue
 		}
 		awaited = true
-		if !x.due.IsZero() && x.due.Before(next) {
-			next = x.due
+		due := x.due
+		if due.IsZero() {
+			continue
+		}
+		if x.asked > 0 {
+			due = later(due, s.pace.soonest()) // It is looked at before.
+		}
+		if due.Before(next) {
+			next = due
 		}
 	}
 	if at := s.pace.next(awaited); at.Before(next) {
@@ -175,11 +186,14 @@ func (s *slot) next(now time.Time) time.Time {
 
 // look reads the device, follows its sessions and repairs its peers.
 func (w *WireGuard) look(s *slot, now time.Time) error {
+	start := time.Now()
 	device, err := s.read(now)
 	if err != nil {
 		return err
 	}
-	return s.set(wgtypes.Config{Peers: w.repairPeers(s, device, now)})
+	list := w.repairPeers(s, device, now)
+	s.pace.cost = time.Since(start)
+	return s.set(wgtypes.Config{Peers: list})
 }
 
 // fail notes that the slot isn't what it should be. It is brought there again at once.

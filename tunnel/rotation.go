@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"causeway/identity"
 )
@@ -139,7 +140,7 @@ func RemoveWireGuard(ctx context.Context, cfg WireGuardConfig) error {
 	}
 	defer space.close()
 	w := &WireGuard{cfg: cfg, log: cfg.Log, space: space}
-	if w.links, err = netlink.NewHandle(); err != nil {
+	if w.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	defer w.links.Close()

@@ -136,7 +136,9 @@ func (r *Routes) list() ([]routeKey, error) {
 	filter := &netlink.Route{LinkIndex: r.device, Protocol: routeProtocol}
 	var have []routeKey
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := r.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return r.handle.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		})
 		if family == netlink.FAMILY_V6 && errors.Is(err, unix.EOPNOTSUPP) {
 			continue // The kernel has no IPv6.
 		}
@@ -157,7 +159,9 @@ func (r *Routes) list() ([]routeKey, error) {
 }
 
 func (r *Routes) remove(key routeKey) error {
-	if err := r.handle.RouteDel(r.route(key, 0)); err != nil && !errors.Is(err, unix.ESRCH) {
+	route := r.route(key, 0)
+	route.MTU = 0 // Otherwise only a route with that MTU would be removed.
+	if err := r.handle.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the route to %s: %w", key.prefix, err)
 	}
 	return nil

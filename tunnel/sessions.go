@@ -27,6 +27,7 @@ const (
 	longestWait  = 10 * time.Second
 	asksAtOnce   = 200 // peers that are asked in one go, so that answers don't all come at once
 	betweenAsks  = 20 * time.Millisecond
+	mostAsks     = 2000             // after a look that took long
 	askKeepalive = 25 * time.Second // any: what counts is that it begins
 )
 
@@ -147,7 +148,11 @@ func (w *WireGuard) forget(s *slot) {
 // ask asks the peers whose time has come. Those that are removed and added again must have been looked at just before.
 func (w *WireGuard) ask(s *slot, again bool, now time.Time) error {
 	var list []wgtypes.PeerConfig
-	asked := 0
+	asked, limit := 0, asksAtOnce
+	if again {
+		// Where looks are rare because they take long, more is done at each.
+		limit = min(asksAtOnce*max(1, int(lookShare*s.pace.cost/betweenAsks)), mostAsks)
+	}
 	for key, x := range s.sessions {
 		if x.due.IsZero() || x.due.After(now) || x.asked > 0 && !again {
 			continue
@@ -156,7 +161,7 @@ func (w *WireGuard) ask(s *slot, again bool, now time.Time) error {
 		if p == nil {
 			continue
 		}
-		if asked == asksAtOnce {
+		if asked == limit {
 			x.due = later(x.due, now.Add(betweenAsks))
 			continue
 		}

@@ -37,7 +37,7 @@ type slot struct {
 
 	index   int    // of the link; 0: there is none
 	kind    string // KindKernel, KindUserspace
-	control *wgctrl.Client
+	control control
 	process process
 
 	young     bool  // its key was made just now, so nobody has a session with it
@@ -87,6 +87,9 @@ func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	s.retry, s.checked, s.checkCost, s.suspect = now.Add(retryAfter), now, time.Since(now), false
 	if err != nil && s.kind == KindUserspace && !alive(s.process.pid) {
 		s.retry = later(s.process.next, now.Add(firstBackoff/2))
+	}
+	if errors.Is(err, errNoAnswer) {
+		s.retry = time.Now().Add(retryAfter / 4) // The others that wait for the slots get their turn.
 	}
 	return err
 }

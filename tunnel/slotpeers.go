@@ -47,7 +47,7 @@ func isAddressInUse(err error) bool {
 // read returns the device as it is.
 func (s *slot) read(now time.Time) (*wgtypes.Device, error) {
 	start := time.Now()
-	device, err := s.control.Device(s.name)
+	device, err := s.device()
 	if err != nil {
 		return nil, fmt.Errorf("reading WireGuard device %s: %w", s.name, err)
 	}
@@ -60,7 +60,7 @@ func (s *slot) set(cfg wgtypes.Config) error {
 	if cfg.PrivateKey == nil && cfg.ListenPort == nil && len(cfg.Peers) == 0 {
 		return nil
 	}
-	if err := s.control.ConfigureDevice(s.name, cfg); err != nil {
+	if err := s.change(cfg); err != nil {
 		return fmt.Errorf("configuring WireGuard device %s: %w", s.name, err)
 	}
 	return nil

@@ -62,7 +62,7 @@ func (w *WireGuard) ensureRoutes(s *slot) error {
 func (w *WireGuard) ensureAddress(s *slot) error {
 	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: s.index}}
 	tunnel := w.cfg.Tunnel[s.number]
-	list, err := w.links.AddrList(link, familyOf(tunnel))
+	list, err := dump(func() ([]netlink.Addr, error) { return w.links.AddrList(link, familyOf(tunnel)) })
 	if err != nil {
 		return fmt.Errorf("listing the addresses of %s: %w", s.name, err)
 	}
@@ -119,7 +119,9 @@ func (w *WireGuard) rule(s *slot) *netlink.Rule {
 // listRules returns the rules of our priority that lead to the slot's table.
 func (w *WireGuard) listRules(s *slot) ([]netlink.Rule, error) {
 	filter := w.rule(s)
-	list, err := w.links.RuleListFiltered(filter.Family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PRIORITY)
+	list, err := dump(func() ([]netlink.Rule, error) {
+		return w.links.RuleListFiltered(filter.Family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PRIORITY)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("listing routing rules: %w", err)
 	}
@@ -170,7 +172,9 @@ func (w *WireGuard) unreachable(s *slot) *netlink.Route {
 // listRoutes returns what is in the slot's table.
 func (w *WireGuard) listRoutes(s *slot) (map[slotRoute]netlink.Route, error) {
 	filter := &netlink.Route{Table: slotTable + int(s.number)}
-	list, err := w.links.RouteListFiltered(familyOf(w.cfg.Tunnel[s.number]), filter, netlink.RT_FILTER_TABLE)
+	list, err := dump(func() ([]netlink.Route, error) {
+		return w.links.RouteListFiltered(familyOf(w.cfg.Tunnel[s.number]), filter, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("listing the routes to tunnel addresses: %w", err)
 	}

@@ -213,7 +213,7 @@ func attrs(name string) netlink.LinkAttrs {
 }
 
 // must reports an error without ending the goroutine, which is not the test's.
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Error(err)

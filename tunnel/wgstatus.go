@@ -65,12 +65,16 @@ func (w *WireGuard) Status() (WireGuardStatus, error) {
 			status.Problems = append(status.Problems, s.problem.Error())
 		}
 		status.Devices = append(status.Devices, w.deviceStatus(s))
-		if s.control == nil || s.problem != nil && s.kind == KindUserspace && !alive(s.process.pid) {
+		if s.control == nil || errors.Is(s.problem, errNoAnswer) || s.problem != nil && s.kind == KindUserspace && !alive(s.process.pid) {
 			continue
 		}
-		device, err := s.control.Device(s.name)
+		device, err := s.device()
 		if errors.Is(err, fs.ErrNotExist) {
 			status.Problems = append(status.Problems, fmt.Sprintf("device %s is gone; it is made anew", s.name))
+			continue
+		}
+		if errors.Is(err, errNoAnswer) {
+			status.Problems = append(status.Problems, err.Error())
 			continue
 		}
 		if err != nil {

@@ -50,7 +50,7 @@ var deviceNumber atomic.Uint32
 
 // machine is a node: a network namespace, with a link to a switch that all machines of the test are at.
 type machine struct {
-	t      *testing.T
+	t      testing.TB
 	number int
 	space  netns.NsHandle
 	cfg    WireGuardConfig
@@ -63,7 +63,7 @@ type machine struct {
 type families struct{ underlay6, pods6 bool }
 
 // kinds returns the kinds of device that this kernel can have.
-func kinds(t *testing.T) []string {
+func kinds(t testing.TB) []string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -89,7 +89,7 @@ func eachKind(t *testing.T, f func(t *testing.T, kind string)) {
 }
 
 // newSpace makes a network namespace that ends with the test.
-func newSpace(t *testing.T) netns.NsHandle {
+func newSpace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	made := make(chan netns.NsHandle)
 	go func() {
@@ -108,7 +108,7 @@ func newSpace(t *testing.T) netns.NsHandle {
 }
 
 // in runs f in a namespace.
-func in(t *testing.T, space netns.NsHandle, f func()) {
+func in(t testing.TB, space netns.NsHandle, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
@@ -124,7 +124,7 @@ func in(t *testing.T, space netns.NsHandle, f func()) {
 }
 
 // machines makes nodes on one underlay.
-func machines(t *testing.T, kind string, n int, f families) []*machine {
+func machines(t testing.TB, kind string, n int, f families) []*machine {
 	t.Helper()
 	hub := newSpace(t)
 	in(t, hub, func() {
@@ -139,7 +139,7 @@ func machines(t *testing.T, kind string, n int, f families) []*machine {
 	return list
 }
 
-func newMachine(t *testing.T, hub netns.NsHandle, kind string, number int, f families) *machine {
+func newMachine(t testing.TB, hub netns.NsHandle, kind string, number int, f families) *machine {
 	t.Helper()
 	program, err := os.Executable()
 	must(t, err)
@@ -186,7 +186,7 @@ func newMachine(t *testing.T, hub netns.NsHandle, kind string, number int, f fam
 }
 
 // testLog writes what is logged into the test's log.
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Logf("%s", p)
