@@ -23,7 +23,7 @@ func TestSmallIPv6PacketsAreCut(t *testing.T) {
 		m := newMesh(t, opts, 1, 2)
 		n, far := m.nodes[0], m.nodes[1]
 		pod, remote := n.addPod(300), far.addPod(300)
-		device := n.wireGuard(far)
+		device := n.farWireGuard(far)
 		narrow := n.encryptedTo(far, 0, 0)
 		narrow.MTU = 1200
 		wide := narrow

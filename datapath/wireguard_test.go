@@ -17,8 +17,8 @@ import (
 	"causeway/identity"
 )
 
-// wireGuard has the node send to another one by WireGuard, of which the test is the other end. The data path is loaded anew.
-func (n *node) wireGuard(other *node) tun {
+// farWireGuard has the node send to another one by WireGuard, of which the test is the other end. The data path is loaded anew.
+func (n *node) farWireGuard(other *node) tun {
 	t := n.mesh.t
 	t.Helper()
 	n.config.Tunnel = [identity.TunnelSlots]netip.Addr{n.row.TunnelAddress(0), n.row.TunnelAddress(1)}
@@ -49,7 +49,7 @@ func testWireGuardLetsIn(t *testing.T, opts options) {
 	m := newMesh(t, opts, 1, 2)
 	n, far := m.nodes[0], m.nodes[1]
 	pod, client := n.addPod(300), far.addPod(300)
-	device := n.wireGuard(far)
+	device := n.farWireGuard(far)
 	inbox := pod.inbox(7002)
 	inner := func(payload string) []byte {
 		p := packet{src: client.addr(), dst: pod.addr(), dstPort: 7002, payload: []byte(payload)}
@@ -126,7 +126,7 @@ func TestWireGuardMarksBySlot(t *testing.T) {
 	eachAttachment(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 2)
 		n, far := m.nodes[0], m.nodes[1]
-		devices := []tun{n.wireGuard(far), n.tun("causeway-wg1", n.row.TunnelAddress(1), far.row.TunnelAddress(1))}
+		devices := []tun{n.farWireGuard(far), n.tun("causeway-wg1", n.row.TunnelAddress(1), far.row.TunnelAddress(1))}
 		must(t, n.attachWireGuard(1, "causeway-wg1"))
 		marks := n.readMarks()
 		for slot, device := range devices {
@@ -185,7 +185,7 @@ func TestWireGuardLetsOut(t *testing.T) {
 			opts.clsact = attachment.clsact
 			m := newMesh(t, opts, 1, 2)
 			n, far := m.nodes[0], m.nodes[1]
-			device := n.wireGuard(far)
+			device := n.farWireGuard(far)
 			own, remote, nobody := n.row.TunnelAddress(0), far.row.TunnelAddress(0), outsider(n.row.TunnelAddress(0))
 			n.ns.do(t, func() {
 				link, err := netlink.LinkByName("causeway-wg0")
@@ -251,7 +251,7 @@ func TestAttachWireGuardFollowsTheDevice(t *testing.T) {
 	eachAttachment(t, func(t *testing.T, opts options) {
 		m := newMesh(t, opts, 1, 2)
 		n, far := m.nodes[0], m.nodes[1]
-		first := n.wireGuard(far)
+		first := n.farWireGuard(far)
 		wrong := packet{src: far.row.TunnelAddress(0), dst: n.row.TunnelAddress(0), dstPort: 53}.bytes()[14:]
 		refuses := func(what string, d tun, want bool) {
 			t.Helper()

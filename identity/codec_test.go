@@ -146,7 +146,7 @@ func TestDecodeNodeRefuses(t *testing.T) {
 		edit{`["10.1.1.0/24"]`, `["fd00:10::/64","10.1.1.0/24","fd00:10::/48"]`, "pod CIDRs fd00:10::/64 and fd00:10::/48 overlap"},
 		edit{`["10.1.1.0/24"]`, list(17, `"10.1.%d.0/24"`), "17 pod CIDRs"},
 		edit{`["10.1.1.0/24"]`, `["10.1.1.0/30"]`, "pod CIDR 10.1.1.0/30 is too small"},
-		edit{`["10.1.1.0/24"]`, `["fd01::/126"]`, "pod CIDR fd01::/126 is too small"},
+		edit{`["10.1.1.0/24"]`, `["fd01::/126"]`, "fd01::/126 is narrower than /125"},
 		edit{`"0b1e-42"`, `""`, `instance "" is not`},
 		edit{`"0b1e-42"`, `"a b"`, `instance "a b" is not`},
 		edit{`1790000000000000001`, `0`, "incarnation is missing"},

@@ -294,7 +294,7 @@ func TestGlobalService(t *testing.T) {
 	})
 }
 
-// sniffVNIs returns the VNI that VXLAN packets in WireGuard carried at both ends of it while fn ran, by source and destination.
+// sniffVNIs returns the VNI that pods' VXLAN packets in WireGuard carried at both ends of it while fn ran, by source and destination.
 func (m *mesh) sniffVNIs(fn func()) map[[2]string]identity.Number {
 	m.Helper()
 	var mu sync.Mutex
@@ -304,10 +304,14 @@ func (m *mesh) sniffVNIs(fn func()) map[[2]string]identity.Number {
 		if len(p) < 36 || p[0] != 0x45 || p[9] != 17 || binary.BigEndian.Uint16(p[22:]) != 4789 {
 			return
 		}
+		number := identity.Number(binary.BigEndian.Uint32(p[32:]) >> 8)
+		if number.Reserved() {
+			return // an echo of a node's own
+		}
 		from, to := netip.AddrFrom4([4]byte(p[12:])), netip.AddrFrom4([4]byte(p[16:]))
 		mu.Lock()
 		defer mu.Unlock()
-		vnis[[2]string{from.String(), to.String()}] = identity.Number(binary.BigEndian.Uint32(p[32:]) >> 8)
+		vnis[[2]string{from.String(), to.String()}] = number
 	}
 	var taps []*tap
 	for _, node := range []string{"east/node1", "west/node1", "west/node2"} {
