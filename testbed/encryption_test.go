@@ -93,9 +93,9 @@ func TestNothingInTheClear(t *testing.T) {
 		limit time.Duration // of the pause in answers over UDP; 0: any
 		do    func()
 	}{
-		{"killing an agent", 500 * time.Millisecond, func() { m.kill(agent) }},
-		{"starting the agent", 500 * time.Millisecond, func() { m.start(agent) }},
-		{"rotating keys", 500 * time.Millisecond, func() {
+		{"killing an agent", 2 * time.Second, func() { m.kill(agent) }},
+		{"starting the agent", 2 * time.Second, func() { m.start(agent) }},
+		{"rotating keys", 2 * time.Second, func() {
 			m.rotate("east/node1")
 			m.rotate("west/node2")
 		}},
