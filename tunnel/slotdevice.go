@@ -84,7 +84,8 @@ func (w *WireGuard) bring(ctx context.Context, s *slot, now time.Time) error {
 	if err == nil {
 		s.brought, s.fresh, s.young = true, false, false
 	}
-	s.retry, s.checked, s.checkCost, s.suspect = now.Add(retryAfter), now, time.Since(now), false
+	s.retry, s.checked, s.suspect = now.Add(retryAfter), now, false
+	s.checkCost = costOf(time.Since(now), len(w.peers.byKey))
 	if err != nil && s.kind == KindUserspace && !alive(s.process.pid) {
 		s.retry = later(s.process.next, now.Add(firstBackoff/2))
 	}

@@ -51,7 +51,7 @@ func (s *slot) read(now time.Time) (*wgtypes.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading WireGuard device %s: %w", s.name, err)
 	}
-	s.pace.read(now, time.Since(start))
+	s.pace.read(now, costOf(time.Since(start), len(device.Peers)))
 	return device, nil
 }
 

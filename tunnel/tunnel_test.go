@@ -18,6 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	endIfAsked()
 	serveIfAsked()
 	if os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "LEFT OUT: every test of tunnel devices and routes, because they need root.")

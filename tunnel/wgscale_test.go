@@ -108,6 +108,12 @@ func TestLooksAreBounded(t *testing.T) {
 	if wait := s.checkDue().Sub(now); wait < 19*time.Second {
 		t.Errorf("it is compared again after %s", wait)
 	}
+	if cost := costOf(time.Second, 10_000); cost != time.Second {
+		t.Errorf("a look at 10,000 peers that takes a second costs %s", cost)
+	}
+	if cost := costOf(time.Second, 1); lookShare*cost > 100*time.Millisecond {
+		t.Errorf("a look at one peer that waits for a second costs %s", cost)
+	}
 	s = &slot{pace: pace{wait: quickLook, last: now, cost: time.Millisecond}, checked: now, sessions: s.sessions}
 	if wait := s.next(now).Sub(now); wait > 2*quickLook {
 		t.Errorf("a device whose look takes a millisecond is looked at again after %s", wait)

@@ -28,6 +28,21 @@ import (
 // serveArgument makes the test's program be WireGuard's process in user space.
 const serveArgument = "serve-wireguard"
 
+// endArgument makes it end at once, after it has noted its start in a file.
+const endArgument = "end-at-once"
+
+func endIfAsked() {
+	if len(os.Args) < 3 || os.Args[1] != endArgument {
+		return
+	}
+	file, err := os.OpenFile(os.Args[2], os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = file.WriteString("\n")
+	}
+	fmt.Fprintln(os.Stderr, errors.Join(err, errors.New("no TUN today")))
+	os.Exit(1)
+}
+
 // serveIfAsked never returns in a process that was started as WireGuard's.
 func serveIfAsked() {
 	if len(os.Args) != 5 || os.Args[1] != serveArgument {
