@@ -5,9 +5,6 @@ import "github.com/cilium/ebpf"
 // PodProgram is for running the program on packets without a network.
 func (d *Datapath) PodProgram() *ebpf.Program { return d.pod.FromPod }
 
-// EgressProgram is what the node's own packets into the tunnel meet.
-func (d *Datapath) EgressProgram() *ebpf.Program { return d.overlay.ToOverlay }
-
 // Writes counts the changes that this process has made to maps.
 func (d *Datapath) Writes() uint64 {
 	m := d.Maps

@@ -47,13 +47,13 @@ func PodMTU(underlayMTU int, node netip.Addr) int {
 	return underlayMTU - OverheadIPv6
 }
 
-// UnderlayMTU returns the MTU of the link that has the node's address.
-func UnderlayMTU(node netip.Addr) (int, error) {
+// FindUnderlay returns the interface index and the MTU, in bytes, of the link that has the node's address.
+func FindUnderlay(node netip.Addr) (index, mtu int, err error) {
 	link, err := underlayLink(node)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return link.Attrs().MTU, nil
+	return link.Attrs().Index, link.Attrs().MTU, nil
 }
 
 func underlayLink(node netip.Addr) (netlink.Link, error) {
@@ -73,13 +73,4 @@ func underlayLink(node netip.Addr) (netlink.Link, error) {
 		}
 	}
 	return nil, fmt.Errorf("no link has the node's address %s: check the node's address in the configuration", node)
-}
-
-// FindUnderlay returns the interface index and the MTU, in bytes, of the link that has the node's address.
-func FindUnderlay(node netip.Addr) (index, mtu int, err error) {
-	link, err := underlayLink(node)
-	if err != nil {
-		return 0, 0, err
-	}
-	return link.Attrs().Index, link.Attrs().MTU, nil
 }

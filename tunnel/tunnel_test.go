@@ -117,12 +117,14 @@ func TestEnsureVXLANLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-func TestUnderlayMTU(t *testing.T) {
+func TestFindUnderlay(t *testing.T) {
 	inNode(t, func() {
-		if mtu, err := UnderlayMTU(self); err != nil || mtu != 1500 {
-			t.Errorf("got %d, %v", mtu, err)
+		link, err := netlink.LinkByName("eth0")
+		must(t, err)
+		if index, mtu, err := FindUnderlay(self); err != nil || mtu != 1500 || index != link.Attrs().Index {
+			t.Errorf("got link %d, MTU %d, %v", index, mtu, err)
 		}
-		if _, err := UnderlayMTU(netip.MustParseAddr("192.0.2.1")); err == nil || !strings.Contains(err.Error(), "192.0.2.1") {
+		if _, _, err := FindUnderlay(netip.MustParseAddr("192.0.2.1")); err == nil || !strings.Contains(err.Error(), "192.0.2.1") {
 			t.Errorf("an address that no link has: %v", err)
 		}
 	})

@@ -51,7 +51,7 @@ func EnsureVXLAN(cfg Config) (Device, error) {
 		cfg.Port = DefaultPort
 	}
 	if cfg.MTU == 0 {
-		mtu, err := UnderlayMTU(cfg.Address)
+		_, mtu, err := FindUnderlay(cfg.Address)
 		if err != nil {
 			return Device{}, err
 		}
