@@ -32,6 +32,13 @@ var layers = []layer{
 	{folder: ".", why: "the module's rules stand above all layers"},
 	{folder: "kvstore", why: "it is about keys and values, whatever they mean, so that another store can take its place"},
 	{folder: "lb", why: "it is pure: rows in, rows out, so that whole meshes are table tests"},
+	{folder: "lb/l7", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange", "lb/l7/http1", "lb/l7/http2"}, why: "it is a process of its own, which an agent only tells what to do"},
+	{folder: "lb/l7/state", may: []string{"lb"}, why: "it is what agents and proxies say to each other"},
+	{folder: "lb/l7/balance", may: []string{"lb", "lb/l7/state"}, why: "it only chooses: whole histories are table tests"},
+	{folder: "lb/l7/exchange", may: []string{"lb", "lb/l7/state", "lb/l7/balance"}, why: "it is what all engines have in common"},
+	{folder: "lb/l7/http1", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
+	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
+	{folder: "lb/l7/xds", may: []string{"lb"}, why: "it only reads rows: who serves them to whom is the agent's"},
 	{folder: "identity", may: []string{"kvstore", "lb"}, why: "it says who is who; how that is published or programmed is for others"},
 	{folder: "identity/pki", may: []string{"lb"}, why: "it makes certificates; who keeps them where is for others"},
 	{folder: "clustermesh", may: []string{"kvstore", "lb", "identity"}, why: "it only writes tables: it must work the same whatever the data path is"},
@@ -63,7 +70,7 @@ var outside = []struct {
 	{"sigs.k8s.io/controller-runtime", nil, "client-go's informers are enough"},
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
 	{"golang.zx2c4.com/wireguard", []string{"tunnel", "tunnel/tun"}, "encryption is part of the tunnel"},
-	{"google.golang.org/grpc", []string{"kvstore", "clustermesh/peering"}, "the API between clusters has one home"},
+	{"google.golang.org/grpc", []string{"kvstore", "clustermesh/peering", "lb/l7/xds", "testbed"}, "the API between clusters has one home, and Envoy's; pods of the test-bed speak it"},
 	{"github.com/spf13", []string{"cmd/clustermesh"}, "flags end where the program begins"},
 }
 

@@ -70,6 +70,8 @@ type Tables struct {
 	// Frontends and Targets are derived from services and backends: what this node translates, and to whom.
 	Frontends Table[lb.Frontend]
 	Targets   Table[lb.Target]
+	// Routes is derived from services: the ports that are balanced at L7, and how.
+	Routes Table[lb.Route]
 	// Liveness says which nodes are alive, and Reaches which clusters can be reached.
 	Liveness Table[identity.Liveness]
 	Reaches  Table[identity.Reach]
@@ -88,6 +90,7 @@ type Tables struct {
 	backendsByService  statedb.Index[*Row[lb.Backend], string]
 	backendsBySlice    statedb.Index[*Row[lb.Backend], string]
 	frontendsByService statedb.Index[*Row[lb.Frontend], string]
+	routesByService    statedb.Index[*Row[lb.Route], string]
 	targetsByService   statedb.Index[*Row[lb.Target], string]
 	targetsByBackend   statedb.Index[*Row[lb.Target], string]
 	targetsByNode      statedb.Index[*Row[lb.Target], string]
@@ -117,6 +120,7 @@ func NewTables() (*Tables, error) {
 	t.backendsByService = stringIndex("service", false, func(b lb.Backend) string { return b.Service.String() })
 	t.backendsBySlice = stringIndex("slice", false, func(b lb.Backend) string { return sliceKey(b.Cluster, b.Service, b.Slice) })
 	t.frontendsByService = stringIndex("service", false, func(f lb.Frontend) string { return f.Target.Service.String() })
+	t.routesByService = stringIndex("service", false, func(r lb.Route) string { return r.Port.Service.String() })
 	t.targetsByService = stringIndex("service", false, func(x lb.Target) string { return x.Port.Service.String() })
 	t.targetsByBackend = stringIndex("backend", false, func(x lb.Target) string {
 		return x.Cluster + "/" + x.Port.Service.String() + "/" + x.Address.String()
@@ -137,6 +141,7 @@ func NewTables() (*Tables, error) {
 	add(newTable(t.DB, &t.Backends, "backends", BackendKey, t.backendsByService, t.backendsBySlice))
 	add(newTable(t.DB, &t.Frontends, "frontends", FrontendKey, t.frontendsByService))
 	add(newTable(t.DB, &t.Targets, "targets", TargetKey, t.targetsByService, t.targetsByBackend, t.targetsByNode))
+	add(newTable(t.DB, &t.Routes, "routes", func(r lb.Route) string { return r.Port.String() }, t.routesByService))
 	add(newTable(t.DB, &t.Liveness, "liveness", func(l identity.Liveness) string { return l.Cluster + "/" + l.Node }))
 	add(newTable(t.DB, &t.Reaches, "reaches", func(r identity.Reach) string { return r.Cluster }))
 	add(newTable(t.DB, &t.Tunnels, "tunnels", func(x identity.Tunnel) string { return x.Cluster + "/" + x.Node }))
@@ -189,6 +194,11 @@ func (t *Tables) BackendsOf(txn statedb.ReadTxn, name lb.Name) []lb.Backend {
 // FrontendsOf lists the frontends of a service.
 func (t *Tables) FrontendsOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Frontend] {
 	return rows(t.Frontends.List(txn, t.frontendsByService.Query(name.String())))
+}
+
+// RoutesOf lists the routes of a service.
+func (t *Tables) RoutesOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Route] {
+	return rows(t.Routes.List(txn, t.routesByService.Query(name.String())))
 }
 
 // TargetsOf lists the targets of a service.

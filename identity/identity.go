@@ -70,3 +70,10 @@ func (n Number) Detail() string {
 	}
 	return fmt.Sprintf("%d (cluster %d, local %d)", uint32(n), n.Cluster(), n&0xffff)
 }
+
+// ProxyMark is the SO_MARK that a connection of the L7 proxy has, besides the identity of the client in whose name it is; ProxyMarkMask is its part of a mark. The
+// program on the tunnel device sends what is so marked as that identity.
+const (
+	ProxyMark     = 0xcb000000
+	ProxyMarkMask = 0xff000000
+)

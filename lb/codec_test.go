@@ -29,7 +29,7 @@ func TestDecodeService(t *testing.T) {
 	want := Service{
 		Cluster: "east", ClusterID: 1, Name: Name{"web", "shop"}, Global: true, Shared: true, Affinity: AffinityLocal,
 		ClusterIPs:  []netip.Addr{netip.MustParseAddr("100.64.64.10")},
-		Ports:       []ServicePort{{"http", TCP, 80, 8080}, {"dns", UDP, 53, 5353}},
+		Ports:       []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}, {Name: "dns", Protocol: UDP, Port: 53, TargetPort: 5353}},
 		Selector:    map[string]string{"app": "shop"},
 		Annotations: map[string]string{"service.cilium.io/global": "true"},
 	}

@@ -64,7 +64,7 @@ func (w world) change(random *rand.Rand) (Name, string) {
 		s.Shared = s.Global && random.IntN(3) > 0
 		for i, port := range []string{"http", "metrics", "admin"} {
 			if random.IntN(2) == 0 {
-				s.Ports = append(s.Ports, ServicePort{port, TCP, uint16(80 + i), uint16(8080 + i)})
+				s.Ports = append(s.Ports, ServicePort{Name: port, Protocol: TCP, Port: uint16(80 + i), TargetPort: uint16(8080 + i)})
 			}
 		}
 		w.services[key] = s

@@ -14,7 +14,7 @@ func declared(id uint8, change ...func(*Service)) Service {
 		Cluster: []string{"", "east", "west", "north"}[id], ClusterID: id, Name: Name{"web", "shop"},
 		Global: true, Shared: true, Affinity: AffinityNone,
 		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, id, 10})},
-		Ports:      []ServicePort{{"http", TCP, 80, 8080}},
+		Ports:      []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}},
 	}
 	for _, f := range change {
 		f(&s)
@@ -50,7 +50,7 @@ func inEast(declared ...Service) ServiceView {
 }
 
 func TestTargets(t *testing.T) {
-	unnamed := ports(ServicePort{"", TCP, 80, 8080})
+	unnamed := ports(ServicePort{Name: "", Protocol: TCP, Port: 80, TargetPort: 8080})
 	for _, test := range []struct {
 		name string
 		view ServiceView
@@ -68,8 +68,8 @@ func TestTargets(t *testing.T) {
 		{"only there, not global", inEast(declared(2, private)), ""},
 		{"in two others", inEast(declared(2), declared(3)), "10.2.1.5:8080 http, 10.3.1.5:8080 http"},
 		{"affinity is not the targets' matter", inEast(declared(1, preferOwn), declared(2)), "10.1.1.5:8080 http, 10.2.1.5:8080 http"},
-		{"each cluster's target port", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 8000, 9090}))), "10.1.1.5:8080 http, 10.2.1.5:9090 http"},
-		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 80, 8080}, ServicePort{"metrics", TCP, 9090, 9091}))),
+		{"each cluster's target port", inEast(declared(1), declared(2, ports(ServicePort{Name: "http", Protocol: TCP, Port: 8000, TargetPort: 9090}))), "10.1.1.5:8080 http, 10.2.1.5:9090 http"},
+		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}, ServicePort{Name: "metrics", Protocol: TCP, Port: 9090, TargetPort: 9091}))),
 			"10.1.1.5:8080 http, 10.2.1.5:8080 http, 10.2.1.5:9091 metrics"},
 		{"ports without names go by number", inEast(declared(1, unnamed), declared(2, unnamed)), "10.1.1.5:8080 80, 10.2.1.5:8080 80"},
 		{"nobody declares it", inEast(), ""},
@@ -120,7 +120,7 @@ func TestTargetsAreOfTheirAddressesFamily(t *testing.T) {
 }
 
 func TestFrontends(t *testing.T) {
-	metrics := ServicePort{"metrics", TCP, 9090, 9091}
+	metrics := ServicePort{Name: "metrics", Protocol: TCP, Port: 9090, TargetPort: 9091}
 	guard := func(cluster string, a netip.Addr) string {
 		if cluster == "east" {
 			t.Error("the own cluster's address was asked about")
@@ -143,16 +143,16 @@ func TestFrontends(t *testing.T) {
 		{"only there, not global", inEast(declared(2, private)), "", ""},
 		{"one cluster IP in both", inEast(declared(1), declared(2, ip("100.64.1.10"))), "100.64.1.10:80/TCP > http @east none", ""},
 		{"one cluster IP in two others", inEast(declared(3, ip("100.64.2.10")), declared(2)), "100.64.2.10:80/TCP > http @west none", ""},
-		{"each cluster's number", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 8000, 8080}))),
+		{"each cluster's number", inEast(declared(1), declared(2, ports(ServicePort{Name: "http", Protocol: TCP, Port: 8000, TargetPort: 8080}))),
 			"100.64.1.10:80/TCP > http @east none, 100.64.2.10:8000/TCP > http @west none", ""},
-		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{"http", TCP, 80, 8080}, metrics))),
+		{"a port that only one has", inEast(declared(1), declared(2, ports(ServicePort{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}, metrics))),
 			"100.64.1.10:80/TCP > http @east none, 100.64.1.10:9090/TCP > metrics @east none, " +
 				"100.64.2.10:80/TCP > http @west none, 100.64.2.10:9090/TCP > metrics @west none", ""},
-		{"a port that two others number differently", inEast(declared(1), declared(3, ports(ServicePort{"metrics", TCP, 1, 9091})), declared(2, ports(metrics))),
+		{"a port that two others number differently", inEast(declared(1), declared(3, ports(ServicePort{Name: "metrics", Protocol: TCP, Port: 1, TargetPort: 9091})), declared(2, ports(metrics))),
 			"100.64.1.10:80/TCP > http @east none, 100.64.1.10:9090/TCP > metrics @east none, " +
 				"100.64.2.10:80/TCP > http @west none, 100.64.2.10:9090/TCP > metrics @west none, " +
 				"100.64.3.10:1/TCP > metrics @north none, 100.64.3.10:80/TCP > http @north none", ""},
-		{"one number, two meanings", inEast(declared(1), declared(2, ports(ServicePort{"web", TCP, 80, 8080}))),
+		{"one number, two meanings", inEast(declared(1), declared(2, ports(ServicePort{Name: "web", Protocol: TCP, Port: 80, TargetPort: 8080}))),
 			"100.64.1.10:80/TCP > http @east none, 100.64.2.10:80/TCP > web @west none",
 			"100.64.1.10:80/TCP leads to port http of the same service already, as cluster east declares it; " +
 				"100.64.2.10:80/TCP leads to port web of the same service already, as cluster west declares it"},
@@ -163,7 +163,7 @@ func TestFrontends(t *testing.T) {
 			"100.64.1.10:80/TCP > http @east none, [fd00:1::a]:80/TCP > http/IPv6 @east none", ""},
 		{"one family here, the other there", inEast(declared(1, ip("fd00:1::a")), declared(2)),
 			"100.64.2.10:80/TCP > http @west none, [fd00:1::a]:80/TCP > http/IPv6 @east none", ""},
-		{"TCP and UDP", inEast(declared(1, ports(ServicePort{"dns", UDP, 53, 53}, ServicePort{"dns-tcp", TCP, 53, 53}))),
+		{"TCP and UDP", inEast(declared(1, ports(ServicePort{Name: "dns", Protocol: UDP, Port: 53, TargetPort: 53}, ServicePort{Name: "dns-tcp", Protocol: TCP, Port: 53, TargetPort: 53}))),
 			"100.64.1.10:53/TCP > dns-tcp @east none, 100.64.1.10:53/UDP > dns @east none", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

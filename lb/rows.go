@@ -36,6 +36,8 @@ type ServicePort struct {
 	Protocol   Protocol `json:"protocol"`
 	Port       uint16   `json:"port"`
 	TargetPort uint16   `json:"targetPort"`
+	// AppProtocol as the user wrote it.
+	AppProtocol string `json:"appProtocol,omitempty"`
 }
 
 // Service is a row of the services table: one cluster's declaration of a service.
@@ -107,6 +109,8 @@ type Frontend struct {
 	Cluster   string   `json:"cluster"`
 	ClusterID uint8    `json:"clusterID"`
 	Affinity  Affinity `json:"affinity"`
+	// L7: connections are the L7 proxy's, as long as there is one.
+	L7 bool `json:"l7,omitempty"`
 }
 
 // TargetKey identifies a desired backend of a port.

@@ -11,7 +11,7 @@ import (
 var shop = Service{
 	Cluster: "east", ClusterID: 1, Name: Name{"web", "shop"}, Affinity: AffinityNone,
 	ClusterIPs: []netip.Addr{netip.MustParseAddr("100.64.64.10")},
-	Ports:      []ServicePort{{"http", TCP, 80, 8080}},
+	Ports:      []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}},
 	Selector:   map[string]string{"app": "shop"},
 }
 
@@ -81,7 +81,7 @@ func TestSlicesFor(t *testing.T) {
 	}
 	// A new target port changes them all.
 	service := shop
-	service.Ports = []ServicePort{{"http", TCP, 80, 9090}}
+	service.Ports = []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 9090}}
 	if changed := changedSlices(SlicesFor("node1", service, endpoints[100:], last)); len(changed) != 2 || changed[0].Ports[0].Port != 9090 {
 		t.Errorf("changed %+v", changed)
 	}
