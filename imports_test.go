@@ -32,10 +32,11 @@ var layers = []layer{
 	{folder: ".", why: "the module's rules stand above all layers"},
 	{folder: "kvstore", why: "it is about keys and values, whatever they mean, so that another store can take its place"},
 	{folder: "lb", why: "it is pure: rows in, rows out, so that whole meshes are table tests"},
-	{folder: "lb/l7", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange", "lb/l7/http1", "lb/l7/http2"}, why: "it is a process of its own, which an agent only tells what to do"},
+	{folder: "lb/l7", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange", "lb/l7/http1", "lb/l7/http2", "lb/l7/health", "lb/l7/observe"}, why: "it is a process of its own, which an agent only tells what to do"},
 	{folder: "lb/l7/state", may: []string{"lb"}, why: "it is what agents and proxies say to each other"},
 	{folder: "lb/l7/balance", may: []string{"lb", "lb/l7/state"}, why: "it only chooses: whole histories are table tests"},
 	{folder: "lb/l7/exchange", may: []string{"lb", "lb/l7/state", "lb/l7/balance"}, why: "it is what all engines have in common"},
+	{folder: "lb/l7/observe", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it only counts and shows what the engines did"},
 	{folder: "lb/l7/http1", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
 	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
 	{folder: "lb/l7/xds", may: []string{"lb"}, why: "it only reads rows: who serves them to whom is the agent's"},
@@ -76,7 +77,8 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"golang.zx2c4.com/wireguard": {"datapath"}, // A bare tunnel is what the data path is measured beside.
+	"google.golang.org/grpc":     {"lb/l7/observe"}, // A collector of traces is what a proxy's are sent to.
+	"golang.zx2c4.com/wireguard": {"datapath"},      // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.

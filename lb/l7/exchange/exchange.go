@@ -25,6 +25,8 @@ type Client struct {
 	// Address is the client's, Pod who that is.
 	Address netip.AddrPort
 	Pod     state.Client
+	// Observed is what the Observer keeps for the connection, so that it need not look it up for each request; nil: nothing yet.
+	Observed any
 }
 
 // Env is what engines work with.
