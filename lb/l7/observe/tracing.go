@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
+	otelcodes "go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
@@ -65,7 +65,7 @@ func (t *tracing) span(r *exchange.Record) {
 	if span.IsRecording() {
 		span.SetAttributes(attributes(r)...)
 		if r.Status >= 500 || r.Status == 0 || r.GRPC > 0 {
-			span.SetStatus(codes.Error, r.Local)
+			span.SetStatus(otelcodes.Error, r.Local)
 		}
 	}
 	span.End(trace.WithTimestamp(r.Began.Add(r.Took)))
