@@ -180,12 +180,15 @@ func (p *proxy) handOn(to *net.UnixConn) error {
 		if !ok {
 			continue
 		}
-		if f, err := tcp.File(); err == nil {
-			raw, err := f.SyscallConn()
-			if err == nil {
-				err = raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }) // Fd() could make the socket a blocking one for all who have it.
-			}
-			files = append(files, f)
+		f, err := tcp.File()
+		if err != nil {
+			p.cfg.Log.Warn("a listener can't be handed on", "listener", l.Addr(), "error", err)
+			continue
+		}
+		files = append(files, f)
+		// Fd() could make the socket a blocking one, for all who have it.
+		if raw, err := f.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }) //nolint:errcheck // The file is open.
 		}
 	}
 	p.mu.Unlock()
