@@ -25,6 +25,8 @@ type proxy struct {
 }
 
 const haproxyConf = `global
+  # It wants two descriptors for each connection that it may have, which may be above the hard limit here.
+  no strict-limits
   nbthread 1
   maxconn 20000
 defaults
