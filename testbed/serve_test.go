@@ -109,3 +109,17 @@ func TestServeSpeaksGRPCAndFinishesItsStreams(t *testing.T) {
 		t.Errorf("the server ended with %v", err)
 	}
 }
+
+func TestLoadByEveryProtocol(t *testing.T) {
+	address, end := serving(t, "east/a")
+	defer end()
+	for _, protocol := range []string{ProtocolHTTP1, ProtocolHTTP2, ProtocolGRPC} {
+		r, err := Load(t.Context(), LoadOptions{URL: "http://" + address + "/", Rate: 1000, Requests: 50, Protocol: protocol, Connections: 2})
+		if err != nil || r.Failed > 0 || r.Servers["east/a"] != 50 {
+			t.Errorf("%s: %+v, %v", protocol, r, err)
+		}
+	}
+	if _, err := Load(t.Context(), LoadOptions{URL: "http://" + address, Rate: 1, Requests: 1, Protocol: "gopher"}); err == nil {
+		t.Error("an unknown protocol was taken")
+	}
+}
