@@ -55,6 +55,7 @@ var layers = []layer{
 	{folder: "agent", may: []string{"..."}, why: "it wires everything together, so nothing else has to"},
 	{folder: "testbed", may: []string{"..."}, why: "it runs agents as a user would; agents don't know of it"},
 	{folder: "testbed/vm", why: "it boots a kernel for a test binary, whatever that tests"},
+	{folder: "testbed/l7bench", why: "it measures proxies as programs, by their commands"},
 	{folder: "cmd/clustermesh", may: []string{"...", "testbed"}, why: "it turns flags into one call of the others"},
 }
 
