@@ -36,6 +36,7 @@ var layers = []layer{
 	{folder: "lb/l7/state", may: []string{"lb"}, why: "it is what agents and proxies say to each other"},
 	{folder: "lb/l7/balance", may: []string{"lb", "lb/l7/state"}, why: "it only chooses: whole histories are table tests"},
 	{folder: "lb/l7/exchange", may: []string{"lb", "lb/l7/state", "lb/l7/balance"}, why: "it is what all engines have in common"},
+	{folder: "lb/l7/health", may: []string{"lb", "lb/l7/state", "lb/l7/balance"}, why: "it only asks backends, and tells the balancer"},
 	{folder: "lb/l7/observe", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it only counts and shows what the engines did"},
 	{folder: "lb/l7/http1", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
 	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
@@ -78,7 +79,7 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe"}, // A collector of traces is what a proxy's are sent to.
+	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is.
 	"golang.zx2c4.com/wireguard": {"datapath"},      // A bare tunnel is what the data path is measured beside.
 }
 
