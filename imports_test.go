@@ -80,7 +80,7 @@ var outside = []struct {
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
 	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is.
-	"golang.zx2c4.com/wireguard": {"datapath"},      // A bare tunnel is what the data path is measured beside.
+	"golang.zx2c4.com/wireguard": {"datapath"},                      // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.
