@@ -38,11 +38,13 @@ static __always_inline bool is_own_pod_side(const struct node *node, const struc
 	return address && address->kind == ADDRESS_REMOTE && !address->identity && ip_addr_equal(&address->tunnel, &node->address);
 }
 
-/* Tells whether a node may send as identity: only as its own cluster's, or as itself. Its proxy does so from its address on the pods' side. */
-static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct ip_addr *inner_src)
+/* Tells whether a node may send as identity: only as its own cluster's, or as itself. For its own processes its
+ * proxy does that by TCP from the pods' side. */
+static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct packet *p)
 {
 	if (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE)
-		return ip_addr_equal(inner_src, &node->address) || is_own_pod_side(node, inner_src);
+		return ip_addr_equal(&p->src, &node->address) ||
+		       (identity == IDENTITY_REMOTE_NODE && p->protocol == IPPROTO_TCP && is_own_pod_side(node, &p->src));
 	return identity_cluster(identity) == node->cluster && !identity_is_reserved(identity & 0xffff);
 }
 
@@ -109,7 +111,7 @@ int from_overlay(struct __sk_buff *skb)
 		return drop(skb, DROP_MALFORMED, INGRESS);
 	if (identity == IDENTITY_REMOTE_NODE && ip_addr_is(&p.dst, &pod_side_address) && !ip_addr_equal(&p.src, &node->address))
 		return to_this_node(skb, &p, node, true);
-	if (!may_send_as(node, identity, &p.src))
+	if (!may_send_as(node, identity, &p))
 		return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
 
 	mss_clamp(skb, &p, node->mtu);

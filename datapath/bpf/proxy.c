@@ -9,13 +9,18 @@ volatile const struct ip_addr node_address = {};
 
 #define AF_INET 2
 
+/* Keeps the compiler from reading a field of either family through one pointer, which the verifier refuses. */
+#define READ_NOW(variable) asm volatile("" : "+r"(variable))
+
 static __always_inline struct ip_addr local_address(const struct bpf_sk_lookup *ctx)
 {
 	struct ip_addr a = {};
 	__be32 *words = (__be32 *)a.bytes;
+	__be32 v4 = ctx->local_ip4;
 
+	READ_NOW(v4);
 	if (ctx->family == AF_INET)
-		return ip_addr_v4(ctx->local_ip4);
+		return ip_addr_v4(v4);
 	words[0] = ctx->local_ip6[0];
 	words[1] = ctx->local_ip6[1];
 	words[2] = ctx->local_ip6[2];
