@@ -15,7 +15,7 @@ type Proxy struct{ d *Datapath }
 // Proxy returns the way to this node's L7 proxy.
 func (d *Datapath) Proxy() *Proxy { return &Proxy{d} }
 
-// Set hands connections to L7 frontends to these listeners from now on, at most one of each family. They may be bound to any address. As soon as a listener is closed
+// Set hands connections to L7 frontends to these listeners from now on, at most one of each family. They may be bound to any address, and must not be of Multipath TCP, as Go's are that net.Listen opens. As soon as a listener is closed
 // by all who have it, its connections are balanced at L4. Connections of a family without a listener are balanced at L4 too.
 func (p *Proxy) Set(listeners []*net.TCPListener) error {
 	var files [bpfL7FamilyL7FAMILIES]*net.TCPListener
@@ -74,6 +74,9 @@ func (p *Proxy) remove(family bpfL7Family) error {
 
 func listenerFamily(l *net.TCPListener) (family bpfL7Family, err error) {
 	err = control(l, func(fd int) error {
+		if protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && protocol == unix.IPPROTO_MPTCP {
+			return errors.New("it is of Multipath TCP, which can't be handed connections: open it with net.ListenConfig.SetMultipathTCP(false)")
+		}
 		domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 		if domain == unix.AF_INET6 {
 			family = bpfL7FamilyL7IPV6
@@ -81,7 +84,7 @@ func listenerFamily(l *net.TCPListener) (family bpfL7Family, err error) {
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("finding out the address family of listener %s: %w", l.Addr(), err)
+		return 0, fmt.Errorf("looking at the L7 proxy's listener %s: %w", l.Addr(), err)
 	}
 	return family, nil
 }
