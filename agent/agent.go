@@ -332,7 +332,7 @@ func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool {
 		return old.Address != now.Address || old.Address6 != now.Address6
 	})
-	start(ctx, tasks, a, "frontends", t.Frontends, chain[lb.Frontend]{a.locals, d.Frontends()}, nil)
+	start(ctx, tasks, a, "frontends", t.Frontends, chain[lb.Frontend]{a.locals, d.Frontends(), a.locals.Unused()}, nil)
 	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
 	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node, Assigned: a.assigned}, nil)
 }

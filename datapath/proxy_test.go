@@ -91,6 +91,7 @@ func (n *node) l7Shop() lb.Frontend {
 func (n *node) setFrontend(local *tunnel.LocalAddresses, f lb.Frontend) {
 	must(n.mesh.t, local.Update(context.Background(), f))
 	must(n.mesh.t, n.dp.Frontends().Update(context.Background(), f))
+	must(n.mesh.t, local.Unused().Update(context.Background(), f))
 }
 
 // ask connects and returns what the other end says.

@@ -66,12 +66,12 @@ func (l *LocalAddresses) Close() error {
 	return nil
 }
 
-// Update makes the frontend's address local if it is balanced at L7, and not any more if no frontend there is.
+// Update makes the frontend's address local if it is balanced at L7. If it is no more, the address stays local until Unused hears of it.
 func (l *LocalAddresses) Update(_ context.Context, f lb.Frontend) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !f.L7 || !f.Address.IsValid() {
-		return l.forget(f.FrontendKey)
+		return nil
 	}
 	key := localKey(f)
 	if l.frontends[f.FrontendKey] == key {
@@ -114,6 +114,31 @@ func (l *LocalAddresses) Prune(_ context.Context, desired iter.Seq[lb.Frontend],
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Unused returns the target that takes away the addresses of frontends that were balanced at L7 and are not any more. It comes after that of
+// the frontends themselves, as LocalAddresses comes before: packets to an address that is not local would leave by the default route.
+func (l *LocalAddresses) Unused() *UnusedAddresses { return &UnusedAddresses{l} }
+
+// UnusedAddresses is what LocalAddresses.Unused returns.
+type UnusedAddresses struct{ l *LocalAddresses }
+
+// Update makes the frontend's address not local any more, unless a frontend there is balanced at L7.
+func (u *UnusedAddresses) Update(_ context.Context, f lb.Frontend) error {
+	if f.L7 {
+		return nil
+	}
+	u.l.mu.Lock()
+	defer u.l.mu.Unlock()
+	return u.l.forget(f.FrontendKey)
+}
+
+// Delete does nothing: LocalAddresses does it.
+func (u *UnusedAddresses) Delete(context.Context, lb.Frontend) error { return nil }
+
+// Prune does nothing: LocalAddresses does it.
+func (u *UnusedAddresses) Prune(context.Context, iter.Seq[lb.Frontend], func(identity.ClusterID) bool) error {
+	return nil
 }
 
 // forget takes a frontend from its route, which goes with the last one.

@@ -63,12 +63,17 @@ func TestLocalAddresses(t *testing.T) {
 		}
 		web.L7 = false
 		must(t, local.Update(t.Context(), web))
+		must(t, local.Unused().Update(t.Context(), web))
 		expect("one of two at L4", map[string]string{"100.64.64.1/32": ownFrom, "fd00:64::1/128": "from <nil>", "100.64.64.2/32": ownFrom})
-		must(t, local.Delete(t.Context(), api))
+		api.L7 = false
+		must(t, local.Update(t.Context(), api))
+		expect("both at L4, but programs don't know it", map[string]string{"100.64.64.1/32": ownFrom, "fd00:64::1/128": "from <nil>", "100.64.64.2/32": ownFrom})
+		must(t, local.Unused().Update(t.Context(), api))
 		must(t, local.Delete(t.Context(), six))
 		expect("without two", map[string]string{"100.64.64.2/32": ownFrom})
 		must(t, local.Update(t.Context(), six))
 		must(t, local.Close())
+		api.L7 = true
 
 		// Another agent knows nothing of them.
 		local, err = NewLocalAddresses(self, sides)
