@@ -195,6 +195,8 @@ type BPFFrontend struct {
 	ServiceID uint32 `json:"serviceID"`
 	Service   string `json:"service,omitempty"`
 	Affinity  string `json:"affinity"`
+	// L7: connections are the node's L7 proxy's, as long as it listens; otherwise they go to the backends below.
+	L7 bool `json:"l7,omitempty"`
 	// Backends that new connections choose from.
 	Backends []BPFBackend `json:"backends"`
 	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.
