@@ -91,6 +91,8 @@ type Service struct {
 	Frontends []Frontend `json:"frontends"`
 	// Backends that are chosen from, with the status of each.
 	Backends []Backend `json:"backends"`
+	// Routes say how its ports are balanced at L7; none if it is not.
+	Routes []lb.Route `json:"routes,omitempty"`
 }
 
 // Frontend of a Service.
