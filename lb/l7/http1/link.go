@@ -71,10 +71,9 @@ func quiet(fd uintptr) bool {
 	}
 }
 
-// abort closes so that the other side can't take what it has got for the whole.
-func (l *link) abort() {
+// hard makes the connection end by a reset when it is closed, so that the other side can't take what it has got for the whole.
+func (l *link) hard() {
 	if c, ok := l.conn.(*net.TCPConn); ok {
 		c.SetLinger(0)
 	}
-	l.conn.Close()
 }

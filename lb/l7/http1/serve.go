@@ -26,6 +26,7 @@ type conn struct {
 	fresh   bool      // x has bytes that were not looked at
 	partial bool      // the request's body is not there as a whole: it is served outside of step
 	closing bool      // the connection ends
+	cutting bool      // at once, and so that nothing is taken for complete
 }
 
 // transfer is a request with its answer. It and its buffers are shared by all connections.
@@ -107,7 +108,7 @@ func (c *conn) serve() {
 			break
 		}
 	}
-	if c.closing {
+	if c.closing && !c.cutting {
 		c.linger()
 	}
 	c.conn.Close()
@@ -337,10 +338,10 @@ func (c *conn) linger() {
 	}
 }
 
-// cutOff ends the client's connection so that nothing is taken for complete.
+// cutOff ends the client's connection so that nothing is taken for complete. It is closed later: a socket can't be within a read of it.
 func (c *conn) cutOff() {
-	c.closing = true
-	c.abort()
+	c.closing, c.cutting = true, true
+	c.hard()
 }
 
 // failure is why a request has no backend's answer.

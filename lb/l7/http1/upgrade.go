@@ -11,7 +11,7 @@ import (
 // tunnel passes on the switch of protocols, and then whatever both sides say, each until it closes.
 func (x *transfer) tunnel(u *upstream) balance.Outcome {
 	c := x.c
-	c.closing = true
+	c.closing, c.cutting = true, true // When it is over, both sides have closed or are to see a reset.
 	x.record.Status = x.ans.status
 	first := x.answer.bytes()[len(x.ans.raw):]
 	x.limit = time.Time{} // It is not one request any more.
@@ -40,10 +40,8 @@ func (x *transfer) tunnel(u *upstream) balance.Outcome {
 	<-done
 	x.record.Out = out.Load()
 	x.taken += len(before)
-	c.arm(time.Time{}, boundTry)
 	c.use(nil)
 	u.close()
-	c.conn.Close()
 	return balance.Success
 }
 
@@ -82,7 +80,10 @@ func (x *transfer) copyTunnel(to, from *link, u *upstream, count *atomic.Int64) 
 	}
 }
 
+// cutTunnel ends both directions.
 func (x *transfer) cutTunnel(u *upstream) {
-	x.c.abort()
-	u.abort()
+	x.c.hard()
+	u.hard()
+	x.c.conn.SetDeadline(longAgo)
+	u.conn.SetDeadline(longAgo)
 }

@@ -3,6 +3,7 @@ package http1
 import (
 	"errors"
 	"net"
+	"os"
 	"time"
 )
 
@@ -15,7 +16,7 @@ type upload struct {
 	// Of the time after done:
 	complete bool
 	problem  *problem // the client's body is malformed
-	gone     bool     // the client has closed, or the time is over
+	gone     bool     // the client has closed
 	rest     []byte   // what the client sent behind the body
 
 	answering bool // under conn.mu: an answer is passed on
@@ -36,7 +37,7 @@ func (x *transfer) upload(u *upstream) {
 	up := x.up
 	defer close(up.done)
 	err := x.c.loop(func(fd uintptr) bool { return x.uploadMore(fd, u) })
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		up.gone = true
 	}
 	if up.problem != nil || up.gone {
