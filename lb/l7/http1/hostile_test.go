@@ -92,7 +92,9 @@ const chunkedHead = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\
 // TestRefused: a request that is no good is refused, whatever comes behind it is not looked at, and no backend takes any of it for a request.
 func TestRefused(t *testing.T) {
 	p := start(t, nil, web(t, func(_ http.ResponseWriter, r *http.Request) {
-		t.Errorf("a backend was sent %s %s", r.Method, r.RequestURI)
+		if b, err := io.ReadAll(r.Body); err == nil {
+			t.Errorf("a backend was sent %s %s %v: %q", r.Method, r.RequestURI, r.Header, b)
+		}
 	}))
 	for i, test := range refused {
 		answers, end := p.raw(t, test.request+"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")

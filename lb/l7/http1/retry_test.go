@@ -85,8 +85,9 @@ func TestRetries(t *testing.T) {
 		for _, r := range p.records.wait(t, 2) {
 			retries += r.Retries
 		}
-		if want := map[bool]int{true: 1, false: 0}[test.want == 200]; retries != want {
-			t.Errorf("%s: %d retries recorded instead of %d", test.name, retries, want)
+		// A retry moves the turn on, so that the second request may meet the bad one as well.
+		if test.want == 200 && retries == 0 || test.want != 200 && retries != 0 {
+			t.Errorf("%s: %d retries recorded", test.name, retries)
 		}
 	}
 }
