@@ -123,6 +123,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if metrics != nil {
 		defer metrics.Close()
 	}
+	discovery, err := listenXDS(cfg.XDS.Listen)
+	if err != nil {
+		return err
+	}
+	if discovery != nil {
+		defer discovery.Close()
+	}
 	if err := a.dial(ctx); err != nil {
 		return err
 	}
@@ -165,6 +172,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return serve(ctx, listener, api.handler()) })
 	if metrics != nil {
 		tasks.Go(func() error { return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot)) })
+	}
+	if discovery != nil {
+		feed := newXDSFeed(a)
+		tasks.Go(func() error { return feed.Run(ctx, discovery) })
 	}
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "encryption", cfg.Encryption.Mode, "attach", a.datapath.Attach())
 	return tasks.Wait()

@@ -18,6 +18,8 @@ type Config struct {
 	Encryption EncryptionConfig `json:"encryption,omitzero"`
 	// Metrics of the agent, for Prometheus.
 	Metrics MetricsConfig `json:"metrics,omitzero"`
+	// XDS tells Envoys and gRPC's clients how services are balanced at L7.
+	XDS XDSConfig `json:"xds,omitzero"`
 	// Gossip says who is alive.
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
@@ -80,6 +82,12 @@ type EncryptionConfig struct {
 type MetricsConfig struct {
 	// Listen is the host:port that GET /metrics is answered at, without any protection: give it an address that only who may see them
 	// reaches, as in 127.0.0.1:9464. Default: none.
+	Listen string `json:"listen,omitempty"`
+}
+
+// XDSConfig says where Envoy's discovery protocol is served.
+type XDSConfig struct {
+	// Listen is the host:port at which clients with a certificate of the cluster's authority are answered, as in 172.29.1.11:7960. Default: none.
 	Listen string `json:"listen,omitempty"`
 }
 

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/xds"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -67,6 +68,7 @@ type mesh struct {
 	dir     string
 	roots   *x509.CertPool
 	leaf    tls.Certificate
+	header  metadata.MD // of the calls
 }
 
 func newMesh(t *testing.T) *mesh {
@@ -150,6 +152,7 @@ func (m *mesh) client(target string) func() error {
 	return func() error {
 		ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 		defer cancel()
+		ctx = metadata.NewOutgoingContext(ctx, m.header)
 		_, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{}, grpc.WaitForReady(true))
 		return err
 	}
@@ -188,7 +191,7 @@ func spread(t *testing.T, n int, call func() error, backends ...*backend) []int 
 }
 
 func TestGRPCSpreadsOverClusters(t *testing.T) {
-	for _, algorithm := range []lb.L7Algorithm{lb.RoundRobin, lb.Random} {
+	for _, algorithm := range []lb.L7Algorithm{lb.RoundRobin, lb.LeastRequest, lb.Random} {
 		t.Run(string(algorithm), func(t *testing.T) {
 			m := newMesh(t)
 			a, b, c := startBackend(t, "east"), startBackend(t, "east"), startBackend(t, "west")
@@ -230,6 +233,28 @@ func TestGRPCFollowsWeightsAndChanges(t *testing.T) {
 	m.set(o, east, west)
 	more.server.Stop()
 	spread(t, 300, call, east, west)
+}
+
+func TestGRPCSendsAUserToOneBackend(t *testing.T) {
+	m := newMesh(t)
+	backends := []*backend{startBackend(t, "east"), startBackend(t, "east"), startBackend(t, "west")}
+	o := lb.DefaultL7Options()
+	o.Algorithm, o.HashHeader = lb.Hashed, "x-user"
+	m.set(o, backends...)
+	call := m.client("web/shop:80")
+	used := map[int]bool{}
+	for user := range 30 {
+		m.header = metadata.Pairs("x-user", fmt.Sprint("user", user))
+		for i, n := range spread(t, 10, call, backends...) {
+			if n != 0 && n != 10 {
+				t.Errorf("backend %d got %d of a user's 10 calls", i, n)
+			}
+			used[i] = used[i] || n > 0
+		}
+	}
+	if len(used) != 3 || !used[0] || !used[1] || !used[2] {
+		t.Errorf("30 users are at %v, want some at each", used)
+	}
 }
 
 func TestGRPCFailsOverInOrder(t *testing.T) {
