@@ -218,8 +218,10 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 	}
 	self := a.self()
 	var podSideOther netip.Addr
-	if sides := self.PodSides(); len(sides) > 1 {
-		podSideOther = sides[1]
+	for _, a := range self.PodSides() {
+		if a != self.PodSide() {
+			podSideOther = a
+		}
 	}
 	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{
 		Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu.of(a.cfg.Encryption.Mode), Address: a.cfg.Node.Address,
