@@ -100,7 +100,10 @@ func (x *transfer) broken(u *upstream, err error) balance.Outcome {
 		return balance.Neutral
 	case late:
 		x.record.Local = "body timeout"
-		return balance.Neutral
+		if err == errClientGone {
+			return balance.Neutral
+		}
+		return balance.Failure
 	case err == errClientGone, p != nil, gone:
 		x.record.Local = "client gone"
 		return balance.Neutral

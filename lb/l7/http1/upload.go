@@ -11,7 +11,6 @@ import (
 type upload struct {
 	done chan struct{}
 	left int64 // of a body with a length
-	data int64
 
 	// Of the time after done:
 	complete bool
@@ -173,6 +172,8 @@ func (x *transfer) stopUpload() []byte {
 
 func (x *transfer) countIn() {
 	switch {
+	case x.tunnelled > 0:
+		x.record.In = x.tunnelled
 	case x.req.chunked:
 		x.record.In = x.coding.data
 	case x.up != nil:
