@@ -36,6 +36,10 @@ type LoadOptions struct {
 	Duration time.Duration
 	// NewConnections makes every request open a connection of its own, so that each is balanced anew.
 	NewConnections bool
+	// Protocol is http1 (the default), http2 with prior knowledge, or grpc: unary calls, whatever the URL's path.
+	Protocol string
+	// Connections of gRPC, which last; zero: one.
+	Connections int
 	// Timeout of one request; zero: 5 s.
 	Timeout time.Duration
 }
@@ -76,8 +80,11 @@ func Load(ctx context.Context, o LoadOptions) (*LoadResult, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	client, closeIdle := o.client()
-	defer closeIdle()
+	ask, closeAll, err := o.asker()
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll()
 	began := time.Now()
 	tally := &tally{result: LoadResult{Errors: map[string]int{}, By: map[string]int{}, Servers: map[string]int{}}}
 	slots := make(chan struct{}, maxInFlight)
@@ -91,7 +98,7 @@ func Load(ctx context.Context, o LoadOptions) (*LoadResult, error) {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			sent := time.Now()
-			by, err := ask(client, o.URL)
+			by, err := ask(i)
 			tally.add(by, err, sent, time.Since(sent))
 		})
 	}
@@ -110,6 +117,15 @@ func (o *LoadOptions) validate() error {
 	if o.Requests <= 0 && o.Duration <= 0 {
 		return errors.New("say how many requests to send, or for how long")
 	}
+	switch o.Protocol {
+	case "", ProtocolHTTP1, ProtocolHTTP2, ProtocolGRPC:
+	default:
+		return fmt.Errorf("the protocol %q is none of http1, http2 and grpc", o.Protocol)
+	}
+	if o.Connections < 0 {
+		return errors.New("the number of connections can't be below 0")
+	}
+	o.Connections = max(o.Connections, 1)
 	if o.Timeout == 0 {
 		o.Timeout = defaultLoadTimeout
 	}
@@ -146,6 +162,9 @@ func (o *LoadOptions) client() (*http.Client, func()) {
 			return conn, err
 		},
 	}
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(o.Protocol != ProtocolHTTP2)
+	t.Protocols.SetUnencryptedHTTP2(o.Protocol == ProtocolHTTP2)
 	return &http.Client{Transport: t, Timeout: o.Timeout}, t.CloseIdleConnections
 }
 

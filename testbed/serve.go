@@ -2,7 +2,6 @@ package testbed
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -31,7 +30,7 @@ type Served struct {
 	Headers  http.Header `json:"headers"`
 }
 
-// Serve answers HTTP requests on listen with who it is and what it saw, and sends back what comes to the same port over UDP, until ctx
+// Serve answers HTTP/1.1, HTTP/2 with prior knowledge, and gRPC on listen with who it is and what it saw, and sends back what comes to the same port over UDP, until ctx
 // ends; then it takes no more and finishes those that it has. ready, if set, is told the address.
 func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
@@ -49,7 +48,9 @@ func Serve(ctx context.Context, name, listen string, ready func(net.Addr)) error
 	returning.Go(func() { sendBack(packets) })
 	defer returning.Wait()
 	defer packets.Close()
-	server := &http.Server{Handler: echo(name), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: (&pod{name: name}).handler(), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ln) }()
 	if ready != nil {
@@ -84,18 +85,15 @@ func sendBack(packets net.PacketConn) {
 	}
 }
 
-func echo(name string) http.Handler {
+// served is what the server saw of a request.
+func (p *pod) served(r *http.Request) Served {
 	hostname, _ := os.Hostname()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		served := Served{
-			ServedBy: name, Hostname: hostname, Client: r.RemoteAddr,
-			Method: r.Method, Path: r.URL.Path, Host: r.Host, Headers: r.Header,
-		}
-		if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
-			served.Address = a.String()
-		}
-		w.Header().Set(ServedByHeader, name)
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(served) // the client has gone; nobody is left to tell
-	})
+	served := Served{
+		ServedBy: p.name, Hostname: hostname, Client: r.RemoteAddr,
+		Method: r.Method, Path: r.URL.Path, Host: r.Host, Headers: r.Header,
+	}
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		served.Address = a.String()
+	}
+	return served
 }

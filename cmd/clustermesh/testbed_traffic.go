@@ -59,6 +59,8 @@ Exit codes:
 	cmd.Flags().DurationVar(&o.Duration, "duration", 5*time.Second, "how `long` to send")
 	cmd.Flags().IntVar(&o.Requests, "requests", 0, "how `many` to send at most (default: as many as fit into --duration)")
 	cmd.Flags().BoolVar(&o.NewConnections, "new-connections", true, "a new connection for every request, so that each is balanced anew")
+	cmd.Flags().StringVar(&o.Protocol, "protocol", testbed.ProtocolHTTP1, "`protocol` to ask by: http1, http2, or grpc (unary calls on connections that last)")
+	cmd.Flags().IntVar(&o.Connections, "connections", 1, "how `many` connections gRPC's calls are spread over")
 	cmd.Flags().DurationVar(&o.Timeout, "timeout", 5*time.Second, "how long a request may take")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if o.Requests > 0 && !cmd.Flags().Changed("duration") {

@@ -10,9 +10,11 @@ import (
 
 	"causeway/lb/l7/balance"
 	"causeway/lb/l7/exchange"
+	"causeway/lb/l7/health"
 	"causeway/lb/l7/http1"
 	"causeway/lb/l7/http2"
 	"causeway/lb/l7/observe"
+	"causeway/lb/l7/state"
 )
 
 // engine serves a client's connection to its end, and closes it.
@@ -178,10 +180,29 @@ func (p *proxy) closeConns() {
 	}
 }
 
-// keepTime lets time pass for the table: what is ejected comes back, what is new gets its whole part.
+// tickEvery is how often the table is told the time.
+const tickEvery = 100 * time.Millisecond
+
+// keepTime lets time pass for the table, and has backends asked whether they are well.
 func (p *proxy) keepTime(ctx context.Context) {
-	// JOIN balance: p.table.Tick(now) each 100 ms and health.Run(ctx, p.table, p.env.Dial, p.cfg.Log) belong here.
-	<-ctx.Done()
+	var checks sync.WaitGroup
+	checks.Go(func() { health.Run(ctx, p.table, p.dialAsNode, p.cfg.Log) })
+	defer checks.Wait()
+	ticker := time.NewTicker(tickEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case now := <-ticker.C:
+			p.table.Tick(now)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// dialAsNode connects to a backend in this node's own name.
+func (p *proxy) dialAsNode(ctx context.Context, e *balance.Endpoint) (net.Conn, error) {
+	return p.dial(ctx, e, state.Client{Identity: p.table.Self().HostIdentity})
 }
 
 func (p *proxy) readState(ctx context.Context) error {

@@ -390,9 +390,7 @@ func TestStateFromTheAgent(t *testing.T) {
 			return
 		}
 		<-again
-		// That Reset alone takes away what is not named again is the table's to keep; here it is enough that updates get there.
-		gone := state.Update{TargetGone: &lb.TargetKey{Port: webKey, Address: first.Addr(), Number: first.Port()}}
-		json.NewEncoder(w).Encode(append(updates(at, lb.AppTCP, second), gone))
+		json.NewEncoder(w).Encode(updates(at, lb.AppTCP, second))
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})}

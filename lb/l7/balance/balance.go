@@ -1,11 +1,18 @@
 // Package balance chooses the backend of each request: by the algorithm, the clusters' order and weights, and who is well.
 //
-// It is told the desired state ([Table.Apply]) and what became of requests ([Endpoint.End]); it has no I/O. Choosing takes no lock.
+// It is told the desired state ([Table.Apply]) and what became of requests ([Endpoint.End]); it has no I/O. Choosing takes no lock: each change makes
+// the port's plan anew, which says what part of the requests each endpoint gets.
+//
+// Clusters stand on levels (shares.go): with an affinity or a failover order the preferred ones come first, and the next level gets what those before it cannot take,
+// which begins when less than 72 % of a level's endpoints are well, and ends when they are again. With weights all stand side by side, and a cluster that cannot take
+// its part leaves it to the others. An endpoint is well if gossip has not quarantined its node, the active check does not say otherwise, and it is
+// not ejected for failing again and again (eject.go). If none is well anywhere, all get requests.
 package balance
 
 import (
 	"errors"
 	"net/netip"
+	"time"
 
 	"causeway/lb"
 	"causeway/lb/l7/state"
@@ -28,6 +35,9 @@ func NewTable() *Table { return newTable() }
 
 // Apply takes updates in their order.
 func (t *Table) Apply(updates []state.Update) { t.apply(updates) }
+
+// Tick has time pass: ejections end, new backends get more, retries are allowed anew. It is to be called about ten times a second.
+func (t *Table) Tick(now time.Time) { t.tick(now) }
 
 // Frontend returns the port behind an address that clients connect to.
 func (t *Table) Frontend(a netip.AddrPort) (*Port, bool) { return t.frontend(a) }
@@ -54,7 +64,7 @@ func (p *Port) Route() *lb.Route { return p.route() }
 func (p *Port) Gone() <-chan struct{} { return p.gone }
 
 // Endpoints lists all, in the order of their addresses.
-func (p *Port) Endpoints() []*Endpoint { return p.endpoints() }
+func (p *Port) Endpoints() []*Endpoint { return p.list() }
 
 // Query is what a choice depends on besides the port. Its zero value is good.
 type Query struct {
@@ -103,6 +113,9 @@ const (
 	// Failure: it could not be connected to, closed early, broke the protocol, timed out, or answered 502, 503, 504 or gRPC's UNAVAILABLE.
 	Failure
 )
+
+// Counts are all tries of it, and those that failed.
+func (e *Endpoint) Counts() (requests, failures uint64) { return e.requests.Load(), e.failures.Load() }
 
 // InFlight is the number of tries under way.
 func (e *Endpoint) InFlight() int { return e.inFlight() }

@@ -2,137 +2,244 @@ package balance
 
 import (
 	"cmp"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
-
-	"github.com/cespare/xxhash/v2"
+	"time"
 
 	"causeway/lb"
 	"causeway/lb/l7/state"
 )
 
-// A first, simple inside, that the engines' tests can run on.
-
+// table is what the state says, by name. Connections look a frontend up in it, requests never do.
 type table struct {
 	mu        sync.RWMutex
+	now       func() time.Time
 	node      state.Self
-	frontends map[netip.AddrPort]*lb.Frontend
-	byKey     map[lb.PortKey]*Port
-	targets   map[lb.PortKey]map[lb.TargetKey]*Endpoint
-	clients   map[netip.Addr]state.Client
-	change    chan struct{}
+	frontends map[netip.AddrPort]held[lb.Frontend]
+	services  map[lb.PortKey]*service
+	clients   map[netip.Addr]held[state.Client]
+	// trips are the clusters' round trips.
+	trips map[string]held[time.Duration]
+	// generation counts the whole states that have begun; what is of an older one goes when one is complete.
+	generation int
+	synced     bool
+	change     chan struct{}
 }
 
-type port struct {
-	key     lb.PortKey
-	current atomic.Pointer[lb.Route]
-	gone    chan struct{}
-	all     atomic.Pointer[[]*Endpoint]
-	next    atomic.Uint64
+// held is something of the state, and the whole state that has named it last.
+type held[T any] struct {
+	it         T
+	generation int
 }
 
-type endpoint struct {
-	of      *Port
-	address netip.AddrPort
-	row     atomic.Pointer[lb.Target]
-	removed chan struct{}
-	active  atomic.Int64
-	sick    atomic.Pointer[string]
-	mu      sync.Mutex
-	kept    [kinds]atomic.Pointer[any]
+// service is a port's route and targets, whichever came first.
+type service struct {
+	route   *held[*lb.Route]
+	targets map[lb.TargetKey]held[*lb.Target]
+	live    *Port // as long as there is a route
 }
 
 func newTable() *Table {
-	t := &Table{}
-	t.reset()
-	t.change = make(chan struct{})
-	return t
-}
-
-func (t *table) reset() {
-	t.frontends, t.byKey = map[netip.AddrPort]*lb.Frontend{}, map[lb.PortKey]*Port{}
-	t.targets, t.clients = map[lb.PortKey]map[lb.TargetKey]*Endpoint{}, map[netip.Addr]state.Client{}
+	return &Table{table{
+		now:       time.Now,
+		frontends: map[netip.AddrPort]held[lb.Frontend]{}, services: map[lb.PortKey]*service{},
+		clients: map[netip.Addr]held[state.Client]{}, trips: map[string]held[time.Duration]{},
+		change: make(chan struct{}),
+	}}
 }
 
 func (t *table) apply(updates []state.Update) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, u := range updates {
-		switch {
-		case u.Self != nil:
-			t.node = *u.Self
-		case u.Frontend != nil:
-			t.frontends[netip.AddrPortFrom(u.Frontend.Address, u.Frontend.Port)] = u.Frontend
-		case u.FrontendGone != nil:
-			delete(t.frontends, netip.AddrPortFrom(u.FrontendGone.Address, u.FrontendGone.Port))
-		case u.Route != nil:
-			p := t.byKey[u.Route.Port]
-			if p == nil {
-				p = &Port{port{key: u.Route.Port, gone: make(chan struct{})}}
-				p.all.Store(new([]*Endpoint))
-				t.byKey[p.key] = p
-			}
-			p.current.Store(u.Route)
-		case u.RouteGone != nil:
-			if p := t.byKey[*u.RouteGone]; p != nil {
-				close(p.gone)
-				delete(t.byKey, *u.RouteGone)
-			}
-		case u.Target != nil:
-			k := u.Target.Port
-			if t.targets[k] == nil {
-				t.targets[k] = map[lb.TargetKey]*Endpoint{}
-			}
-			e := t.targets[k][u.Target.TargetKey]
-			if e == nil {
-				e = &Endpoint{endpoint{address: netip.AddrPortFrom(u.Target.Address, u.Target.Number), removed: make(chan struct{})}}
-				t.targets[k][u.Target.TargetKey] = e
-			}
-			e.row.Store(u.Target)
-		case u.TargetGone != nil:
-			if e := t.targets[u.TargetGone.Port][*u.TargetGone]; e != nil {
-				close(e.removed)
-				delete(t.targets[u.TargetGone.Port], *u.TargetGone)
-			}
-		case u.Client != nil:
-			t.clients[u.Client.Address] = *u.Client
-		case u.ClientGone != nil:
-			delete(t.clients, *u.ClientGone)
-		}
+	touched := map[*Port]struct{}{}
+	for i := range updates {
+		t.take(&updates[i], touched)
 	}
-	for k, p := range t.byKey {
-		var list []*Endpoint
-		for _, e := range t.targets[k] {
-			e.of = p
-			list = append(list, e)
-		}
-		slices.SortFunc(list, func(a, b *Endpoint) int { return a.address.Compare(b.address) })
-		p.all.Store(&list)
+	for p := range touched {
+		p.rebuild()
 	}
 	close(t.change)
 	t.change = make(chan struct{})
 }
 
+// take takes one update, and notes the ports that it changes.
+func (t *table) take(u *state.Update, touched map[*Port]struct{}) {
+	switch {
+	case u.Reset:
+		t.generation++
+	case u.Synced:
+		t.forget(touched)
+		t.synced = true
+	case u.Self != nil:
+		t.node = *u.Self
+		t.touchAll(touched)
+	case u.Frontend != nil:
+		t.frontends[netip.AddrPortFrom(u.Frontend.Address, u.Frontend.Port)] = held[lb.Frontend]{*u.Frontend, t.generation}
+	case u.FrontendGone != nil:
+		delete(t.frontends, netip.AddrPortFrom(u.FrontendGone.Address, u.FrontendGone.Port))
+	case u.Route != nil:
+		t.putRoute(u.Route, touched)
+	case u.RouteGone != nil:
+		t.dropRoute(*u.RouteGone)
+	case u.Target != nil:
+		t.putTarget(u.Target, touched)
+	case u.TargetGone != nil:
+		t.dropTarget(*u.TargetGone, touched)
+	case u.Client != nil:
+		t.clients[u.Client.Address] = held[state.Client]{*u.Client, t.generation}
+	case u.ClientGone != nil:
+		delete(t.clients, *u.ClientGone)
+	case u.Cluster != nil:
+		t.trips[u.Cluster.Name] = held[time.Duration]{u.Cluster.RTT, t.generation}
+		t.touchNearest(touched)
+	}
+}
+
+func (t *table) service(key lb.PortKey) *service {
+	s := t.services[key]
+	if s == nil {
+		s = &service{targets: map[lb.TargetKey]held[*lb.Target]{}}
+		t.services[key] = s
+	}
+	return s
+}
+
+func (t *table) putRoute(r *lb.Route, touched map[*Port]struct{}) {
+	s := t.service(r.Port)
+	s.route = &held[*lb.Route]{r, t.generation}
+	if s.live == nil {
+		s.live = newPort(t, r)
+		for _, target := range s.targets {
+			s.live.put(target.it, !t.synced)
+		}
+	}
+	s.live.current.Store(r)
+	touched[s.live] = struct{}{}
+}
+
+// dropRoute ends a port. What is under way on it goes on with the endpoints that it has.
+func (t *table) dropRoute(key lb.PortKey) {
+	s := t.services[key]
+	if s == nil || s.route == nil {
+		return
+	}
+	close(s.live.gone)
+	s.route, s.live = nil, nil
+	t.tidy(key, s)
+}
+
+func (t *table) putTarget(target *lb.Target, touched map[*Port]struct{}) {
+	s := t.service(target.Port)
+	s.targets[target.TargetKey] = held[*lb.Target]{target, t.generation}
+	if s.live != nil {
+		s.live.put(target, !t.synced)
+		touched[s.live] = struct{}{}
+	}
+}
+
+func (t *table) dropTarget(key lb.TargetKey, touched map[*Port]struct{}) {
+	s := t.services[key.Port]
+	if s == nil {
+		return
+	}
+	delete(s.targets, key)
+	if s.live != nil {
+		s.live.drop(key)
+		touched[s.live] = struct{}{}
+	}
+	t.tidy(key.Port, s)
+}
+
+func (t *table) tidy(key lb.PortKey, s *service) {
+	if s.route == nil && len(s.targets) == 0 {
+		delete(t.services, key)
+	}
+}
+
+// forget removes what the whole state that is complete now has not named.
+func (t *table) forget(touched map[*Port]struct{}) {
+	for key, s := range t.services {
+		for k, target := range s.targets {
+			if target.generation != t.generation {
+				t.dropTarget(k, touched)
+			}
+		}
+		if s.route != nil && s.route.generation != t.generation {
+			t.dropRoute(key)
+		}
+	}
+	forgetOld(t.frontends, t.generation)
+	forgetOld(t.clients, t.generation)
+	forgetOld(t.trips, t.generation)
+}
+
+func forgetOld[K comparable, V any](m map[K]held[V], generation int) {
+	for k, v := range m {
+		if v.generation != generation {
+			delete(m, k)
+		}
+	}
+}
+
+func (t *table) touchAll(touched map[*Port]struct{}) {
+	for _, s := range t.services {
+		if s.live != nil {
+			touched[s.live] = struct{}{}
+		}
+	}
+}
+
+// touchNearest notes the ports that depend on round trips.
+func (t *table) touchNearest(touched map[*Port]struct{}) {
+	for _, s := range t.services {
+		if s.live != nil && s.route.it.Options.Affinity == lb.AffinityNearest {
+			touched[s.live] = struct{}{}
+		}
+	}
+}
+
+// tick has time pass: ejections end, starts speed up, retries are allowed anew.
+func (t *table) tick(now time.Time) {
+	t.mu.RLock()
+	ports := make([]*Port, 0, len(t.services))
+	for _, s := range t.services {
+		if s.live != nil {
+			ports = append(ports, s.live)
+		}
+	}
+	t.mu.RUnlock()
+	for _, p := range ports {
+		if p.tick(now) {
+			t.mu.RLock()
+			p.rebuild()
+			t.mu.RUnlock()
+		}
+	}
+}
+
 func (t *table) frontend(a netip.AddrPort) (*Port, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	f := t.frontends[a]
-	if f == nil {
+	f, ok := t.frontends[a]
+	if !ok {
 		return nil, false
 	}
-	p, ok := t.byKey[f.Target]
-	return p, ok
+	s := t.services[f.it.Target]
+	if s == nil || s.live == nil {
+		return nil, false
+	}
+	return s.live, true
 }
 
 func (t *table) ports() []*Port {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var list []*Port
-	for _, p := range t.byKey {
-		list = append(list, p)
+	for _, s := range t.services {
+		if s.live != nil {
+			list = append(list, s.live)
+		}
 	}
 	slices.SortFunc(list, func(a, b *Port) int { return cmp.Compare(a.key.String(), b.key.String()) })
 	return list
@@ -153,78 +260,8 @@ func (t *table) self() state.Self {
 func (t *table) client(a netip.Addr) state.Client {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	c, ok := t.clients[a]
-	if !ok {
-		c = state.Client{Address: a, Identity: t.node.HostIdentity}
+	if c, ok := t.clients[a]; ok {
+		return c.it
 	}
-	return c
-}
-
-func (p *port) route() *lb.Route       { return p.current.Load() }
-func (p *port) endpoints() []*Endpoint { return *p.all.Load() }
-
-func (p *port) hashKey() (header, cookie string) {
-	o := &p.route().Options
-	return o.HashHeader, o.HashCookie
-}
-
-func hash(value []byte) uint64 { return xxhash.Sum64(value) }
-
-func (p *port) pick(q *Query) (*Endpoint, error) {
-	all := *p.all.Load()
-	if len(all) == 0 {
-		return nil, ErrNoBackend
-	}
-	start := p.next.Add(1)
-	switch {
-	case q.Hashed:
-		start = q.Hash
-	case p.route().Options.Algorithm == lb.Random:
-		start = rand.Uint64()
-	}
-	for i := range uint64(len(all)) {
-		e := all[(start+i)%uint64(len(all))]
-		if !slices.Contains(q.Tried, e) && !e.row.Load().Quarantined {
-			return e, nil
-		}
-	}
-	return nil, ErrNoBackend
-}
-
-func (p *port) arrived()               {}
-func (p *port) retry(attempt int) bool { return attempt <= p.route().Options.Retries }
-
-func (e *endpoint) target() *lb.Target { return e.row.Load() }
-func (e *endpoint) begin()             { e.active.Add(1) }
-func (e *endpoint) end(Outcome)        { e.active.Add(-1) }
-func (e *endpoint) inFlight() int      { return int(e.active.Load()) }
-
-func (e *endpoint) health() Health {
-	h := Health{Quarantined: e.row.Load().Quarantined}
-	if reason := e.sick.Load(); reason != nil {
-		h.Unhealthy, h.Reason = true, *reason
-	}
-	return h
-}
-
-func (e *endpoint) setHealthy(healthy bool, reason string) {
-	if healthy {
-		e.sick.Store(nil)
-	} else {
-		e.sick.Store(&reason)
-	}
-}
-
-func (e *endpoint) keep(kind int, make func() any) any {
-	if kept := e.kept[kind].Load(); kept != nil {
-		return *kept
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if kept := e.kept[kind].Load(); kept != nil {
-		return *kept
-	}
-	made := make()
-	e.kept[kind].Store(&made)
-	return made
+	return state.Client{Address: a, Identity: t.node.HostIdentity}
 }
