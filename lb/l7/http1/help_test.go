@@ -134,7 +134,6 @@ type proxy struct {
 type settings struct {
 	limits  exchange.Limits
 	options lb.L7Options
-	bench   bool
 }
 
 func target(a netip.AddrPort) lb.TargetKey {
