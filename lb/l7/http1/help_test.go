@@ -260,3 +260,8 @@ func client(t testing.TB) *http.Client {
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 2 * patience}
 }
+
+// serve a connection of which some bytes were read already.
+func (p *proxy) serve(t testing.TB, c net.Conn, read []byte) {
+	Serve(t.Context(), p.env, &exchange.Client{Conn: c, Port: p.port, Read: read})
+}
