@@ -53,6 +53,7 @@ func (x *transfer) pass(e *balance.Endpoint, u *upstream) balance.Outcome {
 		x.local(malformed.status, malformed.text)
 		return balance.Failure
 	}
+	x.settleUpload()
 	if x.req.closing || x.req.minor == 0 && !x.req.keepAlive || x.toEnd || x.uploading() || c.leaving() {
 		c.closing = true
 	}
