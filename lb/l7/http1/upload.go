@@ -12,7 +12,7 @@ import (
 type upload struct {
 	done chan struct{}
 	last atomic.Bool // the body's last bytes are being sent
-	left int64 // of a body with a length
+	left int64       // of a body with a length
 
 	// Of the time after done:
 	complete bool
