@@ -53,6 +53,7 @@ func (x *transfer) pass(e *balance.Endpoint, u *upstream) balance.Outcome {
 		x.local(malformed.status, malformed.text)
 		return balance.Failure
 	}
+	x.settleUpload()
 	if x.req.closing || x.req.minor == 0 && !x.req.keepAlive || x.toEnd || x.uploading() || c.leaving() {
 		c.closing = true
 	}
@@ -100,7 +101,10 @@ func (x *transfer) broken(u *upstream, err error) balance.Outcome {
 		return balance.Neutral
 	case late:
 		x.record.Local = "body timeout"
-		return balance.Neutral
+		if err == errClientGone {
+			return balance.Neutral
+		}
+		return balance.Failure
 	case err == errClientGone, p != nil, gone:
 		x.record.Local = "client gone"
 		return balance.Neutral

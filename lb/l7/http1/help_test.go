@@ -134,7 +134,6 @@ type proxy struct {
 type settings struct {
 	limits  exchange.Limits
 	options lb.L7Options
-	bench   bool
 }
 
 func target(a netip.AddrPort) lb.TargetKey {
@@ -227,8 +226,16 @@ func (p *proxy) raw(t testing.TB, send string, methods ...string) (answers []str
 }
 
 func readAnswers(c net.Conn, methods ...string) (answers []string, end error) {
+	return readSome(c, 1<<30, methods...)
+}
+
+// readSome reads at most so many answers.
+func readSome(c net.Conn, most int, methods ...string) (answers []string, end error) {
 	r := bufio.NewReader(c)
 	for i := 0; ; i++ {
+		if i == most {
+			return answers, io.EOF
+		}
 		if _, err := r.Peek(1); err != nil {
 			return answers, err
 		}
@@ -252,4 +259,9 @@ func client(t testing.TB) *http.Client {
 	transport := &http.Transport{MaxIdleConnsPerHost: 100, DisableCompression: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 2 * patience}
+}
+
+// serve a connection of which some bytes were read already.
+func (p *proxy) serve(t testing.TB, c net.Conn, read []byte) {
+	Serve(t.Context(), p.env, &exchange.Client{Conn: c, Port: p.port, Read: read})
 }

@@ -50,6 +50,8 @@ type transfer struct {
 	strip   bool
 	surplus bool
 
+	tunnelled int64 // bytes from the client after a switch of protocols
+
 	limit  time.Time // of the request as a whole
 	query  balance.Query
 	tried  [4]*balance.Endpoint

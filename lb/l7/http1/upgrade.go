@@ -38,7 +38,7 @@ func (x *transfer) tunnel(u *upstream) balance.Outcome {
 	}()
 	x.copyTunnel(&c.link, &u.link, u, &out)
 	<-done
-	x.record.Out = out.Load()
+	x.record.Out, x.tunnelled = out.Load(), in.Load()
 	x.taken += len(before)
 	c.use(nil)
 	u.close()

@@ -4,14 +4,15 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
 // upload copies the rest of a request's body to a backend while the answer is awaited or passed on.
 type upload struct {
 	done chan struct{}
-	left int64 // of a body with a length
-	data int64
+	last atomic.Bool // the body's last bytes are being sent
+	left int64       // of a body with a length
 
 	// Of the time after done:
 	complete bool
@@ -79,6 +80,9 @@ func (x *transfer) uploadMore(fd uintptr, u *upstream) bool {
 		if up.complete && taken < n {
 			up.rest = append([]byte(nil), into[taken:n]...)
 		}
+		if up.complete {
+			up.last.Store(true)
+		}
 		if _, err := u.conn.Write(into[:taken]); err != nil {
 			up.complete = false
 			return true // The backend wants no more; it may have answered.
@@ -117,6 +121,22 @@ func (x *transfer) answering() {
 		x.c.mu.Lock()
 		x.up.answering = true
 		x.c.mu.Unlock()
+	}
+}
+
+// lastWait is how long an answer waits for the end of sending what it may be the answer to.
+const lastWait = 10 * time.Millisecond
+
+// settleUpload gives the upload time to see that it is over, as an answer may come before that does.
+func (x *transfer) settleUpload() {
+	if x.up == nil || !x.up.last.Load() {
+		return
+	}
+	timer := time.NewTimer(lastWait)
+	defer timer.Stop()
+	select {
+	case <-x.up.done:
+	case <-timer.C:
 	}
 }
 
@@ -173,6 +193,8 @@ func (x *transfer) stopUpload() []byte {
 
 func (x *transfer) countIn() {
 	switch {
+	case x.tunnelled > 0:
+		x.record.In = x.tunnelled
 	case x.req.chunked:
 		x.record.In = x.coding.data
 	case x.up != nil:
