@@ -17,8 +17,10 @@ type options struct {
 
 // load is one kind of request.
 type load struct {
-	title, role, path string
-	address           func(proxy) string // "": the proxy doesn't speak it
+	protocol, title, role, path string
+
+	address func(proxy) string               // empty if the proxy doesn't speak it
+	probe   func(address, path string) error // makes one request
 	// maxRatio of our processor time for a request to that of the better of haproxy and nginx; 0: any.
 	maxRatio float64
 }
@@ -33,9 +35,9 @@ func bench(ctx context.Context, o options) error {
 	}
 	defer os.RemoveAll(dir)
 	loads := []load{
-		{fmt.Sprintf("HTTP/1.1, 13 bytes, %d connections", o.conns), "http1-client", "/small", byHTTP1, 1.3},
-		{fmt.Sprintf("HTTP/1.1, 64 KiB, %d connections", o.conns), "http1-client", "/large", byHTTP1, 0},
-		{fmt.Sprintf("gRPC, unary calls, %d connections with %d streams each", grpcConns, grpcStreams), "grpc-client", grpcMethod, byGRPC, 1.5},
+		{"HTTP/1.1", fmt.Sprintf("13 bytes, %d connections", o.conns), "http1-client", "/small", byHTTP1, probeHTTP1, 1.3},
+		{"HTTP/1.1", fmt.Sprintf("64 KiB, %d connections", o.conns), "http1-client", "/large", byHTTP1, probeHTTP1, 0},
+		{"HTTP/2", fmt.Sprintf("unary calls of gRPC, %d connections with %d streams each", grpcConns, grpcStreams), "grpc-client", grpcMethod, byGRPC, probeGRPC, 1.5},
 	}
 	missed, err := measureLoads(ctx, dir, o, loads)
 	if err == nil && o.idle > 0 {
@@ -56,7 +58,7 @@ func measureLoads(ctx context.Context, dir string, o options, loads []load) (mis
 		if err != nil {
 			return missed, err
 		}
-		fmt.Printf("%s\n%6s %-10s %9s %8s %8s %9s\n", l.title, "round", "proxy", "req/s", "p50 µs", "p99 µs", "CPU µs")
+		fmt.Printf("%s, %s\n%6s %-10s %9s %8s %8s %9s\n", l.protocol, l.title, "round", "proxy", "req/s", "p50 µs", "p99 µs", "CPU µs")
 		all := map[string][]sample{}
 		for round := range o.rounds {
 			for i := range able {
@@ -87,7 +89,7 @@ func compare(l load, proxies []proxy, all map[string][]sample) (missed error) {
 		ratio := median(all[p.name]).CPU / best
 		fmt.Printf("%s takes %.2f of the processor time of the better of haproxy and nginx\n", p.name, ratio)
 		if p.name == "ours" && l.maxRatio > 0 && ratio > l.maxRatio {
-			missed = fmt.Errorf("%s: ours takes %.2f of the processor time of the better one, at most %.1f is wanted", l.title, ratio, l.maxRatio)
+			missed = fmt.Errorf("%s, %s: ours takes %.2f of the processor time of the better one, at most %.1f is wanted", l.protocol, l.title, ratio, l.maxRatio)
 		}
 	}
 	fmt.Println()

@@ -63,9 +63,10 @@ func grpcClient(target, path string, length time.Duration) error {
 	return together(target+path, grpcConns, func() ([]time.Duration, error) { return calls(target, path, grpcStreams, until) })
 }
 
-// call makes one call on a connection of its own.
-func call(target, path string, until time.Time) ([]time.Duration, error) {
-	return calls(target, path, 1, until)
+// probeGRPC makes one call on a connection of its own.
+func probeGRPC(target, path string) error {
+	_, err := calls(target, path, 1, time.Now())
+	return err
 }
 
 // calls makes calls on one connection, some at a time, until the time is over, and at least one on each stream.
@@ -75,7 +76,7 @@ func calls(target, path string, streams int, until time.Time) (took []time.Durat
 		return nil, err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(until.Add(5 * time.Second)); err != nil {
+	if err := c.SetDeadline(until.Add(patience)); err != nil {
 		return nil, err
 	}
 	f := newFrames(c)

@@ -50,6 +50,9 @@ func http1Client(target, path string, conns int, length time.Duration) error {
 			return nil, err
 		}
 		defer c.Close()
+		if err := c.SetDeadline(until.Add(patience)); err != nil {
+			return nil, err
+		}
 		r := bufio.NewReaderSize(c, 32<<10)
 		for sent := time.Now(); sent.Before(until); sent = time.Now() {
 			if err := ask(c, r, request); err != nil {
@@ -59,6 +62,22 @@ func http1Client(target, path string, conns int, length time.Duration) error {
 		}
 		return took, nil
 	})
+}
+
+// patience is how long a client waits for answers when its time is over.
+const patience = 5 * time.Second
+
+// probeHTTP1 makes one request on a connection of its own.
+func probeHTTP1(target, path string) error {
+	c, err := net.DialTimeout("tcp", target, patience)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	return ask(c, bufio.NewReader(c), http1Request(path))
 }
 
 // together runs a client's connections at once, and reports what all their requests took.

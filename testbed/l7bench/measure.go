@@ -33,14 +33,12 @@ func speaking(l load, proxies []proxy) (able []proxy, err error) {
 		if l.address(p) == "" {
 			continue
 		}
-		if l.role == "grpc-client" {
-			if _, err := call(l.address(p), l.path, time.Now()); err != nil {
-				if p.name != "ours" {
-					return nil, fmt.Errorf("%s: %w", p.name, err)
-				}
-				fmt.Printf("ours: no HTTP/2: %v\n", err)
-				continue
+		if err := l.probe(l.address(p), l.path); err != nil {
+			if p.name != "ours" {
+				return nil, fmt.Errorf("%s: %w", p.name, err)
 			}
+			fmt.Printf("ours: no %s: %v\n", l.protocol, err)
+			continue
 		}
 		able = append(able, p)
 	}

@@ -64,7 +64,7 @@ func start(ctx context.Context, dir string, o options) (proxies []proxy, stop fu
 		args []string
 	}
 	all := []wanted{
-		{proxy{"haproxy", haproxyHTTP1, haproxyGRPC, 0}, []string{"haproxy", "-db", "-f", haproxy}},
+		{proxy{"haproxy", haproxyHTTP1, haproxyGRPC, 0}, []string{"haproxy", "-q", "-db", "-f", haproxy}},
 		{proxy{"nginx", nginxHTTP1, nginxGRPC, 0}, []string{"nginx", "-c", nginx}},
 		{proxy{"net/http", netHTTPHTTP1, "", 0}, []string{self, "-role", "net-http"}},
 	}
