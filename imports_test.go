@@ -81,8 +81,8 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is.
-	"golang.zx2c4.com/wireguard": {"datapath"},                      // A bare tunnel is what the data path is measured beside.
+	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
+	"golang.zx2c4.com/wireguard": {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.
