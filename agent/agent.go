@@ -55,6 +55,7 @@ type agent struct {
 	tunnels  *tunnels
 	channels *channels
 	peers    *peers
+	proxies  *proxies
 	links    *links
 	local    *clustermesh.Local
 	alloc    *identity.Allocator
@@ -142,6 +143,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 
+	if err := a.setupProxies(); err != nil {
+		return err
+	}
+
 	tasks, ctx := errgroup.WithContext(ctx)
 	// Before all else: the others have sessions with this node's earlier life, and hear of this one when it asks them.
 	tasks.Go(func() error { return a.enc.Run(ctx) })
@@ -154,6 +159,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
+	tasks.Go(func() error { return a.proxies.Run(ctx) })
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
@@ -161,7 +167,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	api := a.api()
 	tasks.Go(func() error { return serve(ctx, listener, api.handler()) })
 	if metrics != nil {
-		tasks.Go(func() error { return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot)) })
+		tasks.Go(func() error {
+			return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot, a.proxies.metrics))
+		})
 	}
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "encryption", cfg.Encryption.Mode, "attach", a.datapath.Attach())
 	return tasks.Wait()
@@ -347,13 +355,15 @@ func wakeUp(tokens chan struct{}) {
 }
 
 func (a *agent) api() *server {
+	l7 := a.l7View()
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc, l7: l7,
 		},
 		agent:     a,
 		life:      a.life,
+		feed:      a.l7Feed(time.Now()),
 		endpoints: a.pods,
 		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals},
 	}

@@ -93,6 +93,9 @@ func (c *Config) check() error {
 			return fmt.Errorf("metrics.listen %q: want an address and a port, like 127.0.0.1:9464", listen)
 		}
 	}
+	if err := c.checkProxy(); err != nil {
+		return err
+	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
 	}
@@ -164,6 +167,16 @@ func (e EncryptionConfig) check() error {
 	}
 	return nil
 }
+
+func (c *Config) checkProxy() error {
+	if p := c.Proxy.AccessLog; !(p >= 0 && p <= 100) {
+		return fmt.Errorf("proxy.accessLog %v: want a percentage from 0 to 100", p)
+	}
+	return proxySockets{c.proxyDir()}.check()
+}
+
+// proxyDir is where the proxy's sockets and its log are.
+func (c *Config) proxyDir() string { return filepath.Join(c.StateDir, "proxy") }
 
 func (g GossipConfig) check() error {
 	if err := lb.CheckName("mesh", g.Mesh); err != nil {
