@@ -172,15 +172,17 @@ func (p *proxies) adopt(ctx context.Context) {
 			continue
 		}
 		proc := &proxyProcess{number: n, pid: pid, started: time.Now(), heard: time.Now(), admin: proxyAdmin{p.sockets.path(n)}, exited: make(chan struct{})}
-		if err := p.watch(ctx, proc); err != nil {
+		s, err := proc.admin.status(ctx)
+		if err == nil {
+			proc.started, proc.spoken, proc.status = s.Started, true, s
+		}
+		if p.watch(ctx, proc) != nil {
 			continue // It has ended just now.
 		}
-		s, err := proc.admin.status(ctx)
 		if err != nil || s.Draining {
 			p.retire(ctx, proc) // One that does not answer is killed when it has not for too long.
 			continue
 		}
-		proc.started, proc.spoken, proc.status = s.Started, true, s
 		if newest != nil {
 			p.retire(ctx, newest)
 		}
@@ -196,7 +198,8 @@ func (p *proxies) adopt(ctx context.Context) {
 		return
 	}
 	p.listeners = listeners
-	if p.outdated = newest.status.Version != p.cfg.version; newest.status.Synced {
+	s := newest.snapshot()
+	if p.outdated = s.Version != p.cfg.version; s.Synced {
 		p.current = newest
 	} else {
 		p.next = newest
@@ -290,7 +293,7 @@ func (p *proxies) gone(proc *proxyProcess) string {
 func (p *proxies) failed(proc *proxyProcess, why string, now time.Time) {
 	p.sockets.remove(proc.number)
 	p.failure = why
-	if now.Sub(proc.started) > proxySteady && proc.spoken {
+	if now.Sub(proc.started) > proxySteady && proc.snapshot().Synced {
 		p.failures, p.retryAt = 0, now
 		return
 	}
