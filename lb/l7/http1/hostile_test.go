@@ -112,7 +112,6 @@ func TestRefused(t *testing.T) {
 func TestRefusedInPieces(t *testing.T) {
 	for _, test := range refused {
 		for cut := 1; cut < min(len(test.request), 200); cut++ {
-			var h head
 			end, p := findHead([]byte(test.request[:cut]), 0)
 			if p == nil && end == 0 {
 				end, p = findHead([]byte(test.request), cut)
@@ -124,7 +123,6 @@ func TestRefusedInPieces(t *testing.T) {
 			if wholeP == nil && whole > 4 && end > 4 && whole != end {
 				t.Errorf("%s: the head ends at %d in pieces and at %d as a whole", test.name, end, whole)
 			}
-			_ = h
 		}
 	}
 }
