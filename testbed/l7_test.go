@@ -44,7 +44,7 @@ func (m *mesh) apply(manifest string) {
 		want = `"weights"`
 	}
 	m.eventually("the proxy of east/node1", func() string {
-		out, err := m.cli("l7", "list", "--node", "east/node1", "-o", "json")
+		out, err := m.cli("l7", "list", "-o", "json")
 		if err != nil || !strings.Contains(out, want) || strings.Count(out, `"address"`) < 6 {
 			return fmt.Sprintf("%v: %s", err, out)
 		}
@@ -53,7 +53,7 @@ func (m *mesh) apply(manifest string) {
 	m.eventually("connections to the proxy", func() string {
 		r, err := m.shopLoad("east", "http1", "--requests", "1", "--rate", "10")
 		if err != nil || r.Failed > 0 {
-			return fmt.Sprintf("%v, %+v", err, r)
+			return fmt.Sprintf("%v, %s", err, brief(r))
 		}
 		return ""
 	})
@@ -86,6 +86,14 @@ func (m *mesh) loadIn(ctx context.Context, cluster string, args []string) (*Load
 		return nil, fmt.Errorf("%w in %q, %q", err, out.String(), errOut.String())
 	}
 	return r, nil
+}
+
+// brief leaves out what there may be thousands of.
+func brief(r *LoadResult) string {
+	if r == nil {
+		return "no result"
+	}
+	return fmt.Sprintf("%d requests, %d failed %v, by %v", r.Requests, r.Failed, r.Errors, r.Servers)
 }
 
 // wantShare checks that part of all is within percent points of what it should be.
@@ -141,7 +149,7 @@ func TestL7(t *testing.T) {
 	t.Run("one connection of gRPC is spread evenly", func(t *testing.T) {
 		r, err := m.shopLoad("east", "grpc", "--requests", "10000", "--rate", "3000")
 		if err != nil || r.Failed > 0 || len(r.Servers) != 6 {
-			t.Fatalf("%v, %+v", err, r)
+			t.Fatalf("%v, %s", err, brief(r))
 		}
 		for server, n := range r.Servers {
 			m.wantShare(server, n, r.Requests, 100.0/6, 5.0/6)
@@ -151,7 +159,7 @@ func TestL7(t *testing.T) {
 		m.apply(l7Shop(`, causeway.io/clusters: "east=90,west=10"`))
 		r, err := m.shopLoad("east", "grpc", "--requests", "10000", "--rate", "3000")
 		if err != nil || r.Failed > 0 {
-			t.Fatalf("%v, %+v", err, r)
+			t.Fatalf("%v, %s", err, brief(r))
 		}
 		m.wantShare("east", r.By["east"], r.Requests, 90, 0.5)
 		m.wantShare("west", r.By["west"], r.Requests, 10, 0.5)
@@ -176,7 +184,7 @@ func TestL7(t *testing.T) {
 		began := time.Now()
 		r, err := m.shopLoad("east", "http1", "--requests", "1", "--rate", "1", "--timeout", "5s")
 		if took := time.Since(began); err != nil || r.Failed > 0 || r.Latency.Max > 1000 {
-			t.Errorf("after %s: %v, %+v", took, err, r)
+			t.Errorf("after %s: %v, %s", took, err, brief(r))
 		}
 	})
 	t.Run("the proxy is upgraded", func(t *testing.T) {

@@ -1,9 +1,11 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 
 	"google.golang.org/grpc"
@@ -37,7 +39,7 @@ func (o *LoadOptions) asker() (ask1 func(i int) (string, error), closeAll func()
 	}
 	for range o.Connections {
 		// What the client would repeat by itself, or be told to by DNS, is to be seen here as a failure.
-		c, err := grpc.NewClient("passthrough:///"+u.Host, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		c, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDisableRetry(), grpc.WithDisableServiceConfig())
 		if err != nil {
 			closeAll()
