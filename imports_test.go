@@ -40,7 +40,8 @@ var layers = []layer{
 	{folder: "lb/l7/observe", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it only counts and shows what the engines did"},
 	{folder: "lb/l7/http1", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
 	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
-	{folder: "lb/l7/xds", may: []string{"lb"}, why: "it only reads rows: who serves them to whom is the agent's"},
+	{folder: "lb/l7/xds", may: []string{"lb"}, why: "it only reads rows: who serves them to whom is the agent's",
+		tests: []string{"identity/pki"}}, // Clients show certificates.
 	{folder: "identity", may: []string{"kvstore", "lb"}, why: "it says who is who; how that is published or programmed is for others"},
 	{folder: "identity/pki", may: []string{"lb"}, why: "it makes certificates; who keeps them where is for others"},
 	{folder: "clustermesh", may: []string{"kvstore", "lb", "identity"}, why: "it only writes tables: it must work the same whatever the data path is"},
@@ -74,13 +75,14 @@ var outside = []struct {
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
 	{"golang.zx2c4.com/wireguard", []string{"tunnel", "tunnel/tun"}, "encryption is part of the tunnel"},
 	{"google.golang.org/grpc", []string{"kvstore", "clustermesh/peering", "lb/l7/xds", "testbed"}, "the API between clusters has one home, and Envoy's; pods of the test-bed speak it"},
+	{"github.com/envoyproxy", []string{"lb/l7/xds"}, "Envoy's protocol has one home"},
 	{"github.com/spf13", []string{"cmd/clustermesh"}, "flags end where the program begins"},
 }
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is.
-	"golang.zx2c4.com/wireguard": {"datapath"},                      // A bare tunnel is what the data path is measured beside.
+	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
+	"golang.zx2c4.com/wireguard": {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.

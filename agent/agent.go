@@ -26,6 +26,7 @@ import (
 	"causeway/datapath"
 	"causeway/identity"
 	"causeway/kvstore"
+	"causeway/lb"
 	"causeway/tunnel"
 )
 
@@ -51,6 +52,8 @@ type agent struct {
 	device   tunnel.Device
 	datapath *datapath.Datapath
 	routes   *tunnel.Routes
+	// locals are the addresses of services that the node's L7 proxy answers at.
+	locals   *tunnel.LocalAddresses
 	enc      *encryption
 	tunnels  *tunnels
 	channels *channels
@@ -121,6 +124,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if metrics != nil {
 		defer metrics.Close()
 	}
+	discovery, err := listenXDS(cfg.XDS.Listen)
+	if err != nil {
+		return err
+	}
+	if discovery != nil {
+		defer discovery.Close()
+	}
 	if err := a.dial(ctx); err != nil {
 		return err
 	}
@@ -131,7 +141,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupKernel(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.enc.Close(), a.routes.Close(), a.datapath.Close()) }()
+	defer func() { err = errors.Join(err, a.enc.Close(), a.locals.Close(), a.routes.Close(), a.datapath.Close()) }()
 
 	if err := a.setupSources(); err != nil {
 		return err
@@ -170,6 +180,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		tasks.Go(func() error {
 			return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot, a.proxies.metrics))
 		})
+	}
+	if discovery != nil {
+		feed := newXDSFeed(a)
+		tasks.Go(func() error { return feed.Run(ctx, discovery) })
 	}
 	log.Info("agent runs", "node", cfg.Cluster.Name+"/"+cfg.Node.Name, "podMTU", a.device.MTU, "encryption", cfg.Encryption.Mode, "attach", a.datapath.Attach())
 	return tasks.Wait()
@@ -211,6 +225,12 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 		return err
 	}
 	self := a.self()
+	var podSideOther netip.Addr
+	for _, a := range self.PodSides() {
+		if a != self.PodSide() {
+			podSideOther = a
+		}
+	}
 	a.device, err = tunnel.EnsureVXLAN(tunnel.Config{
 		Name: tunnel.DefaultName, Port: a.cfg.Node.VXLANPort, MTU: mtu.of(a.cfg.Encryption.Mode), Address: a.cfg.Node.Address,
 		IPv6: slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }),
@@ -221,7 +241,7 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 	a.datapath, err = datapath.Load(datapath.Config{
 		PinDir: a.cfg.BPFFS, CgroupPath: a.cfg.Cgroup, ClusterID: a.cfg.Cluster.ID, NodeAddress: a.cfg.Node.Address,
 		VXLANIndex: a.device.Index, VXLANPort: a.cfg.Node.VXLANPort, PodMTU: a.device.MTU, Log: a.log,
-		PodSide: self.PodSide(), Tunnel: [identity.TunnelSlots]netip.Addr{self.TunnelAddress(0), self.TunnelAddress(1)}, UnderlayIndex: index,
+		PodSide: self.PodSide(), PodSideOther: podSideOther, Tunnel: [identity.TunnelSlots]netip.Addr{self.TunnelAddress(0), self.TunnelAddress(1)}, UnderlayIndex: index,
 	})
 	if err != nil {
 		return err
@@ -229,8 +249,11 @@ func (a *agent) setupKernel(ctx context.Context) (err error) {
 	if a.routes, err = tunnel.NewRoutes(a.device, a.cfg.Node.Address); err != nil {
 		return errors.Join(err, a.datapath.Close())
 	}
-	if err := a.setupEncryption(ctx, mtu); err != nil {
+	if a.locals, err = tunnel.NewLocalAddresses(a.cfg.Node.Address, self.PodSides()); err != nil {
 		return errors.Join(err, a.routes.Close(), a.datapath.Close())
+	}
+	if err := a.setupEncryption(ctx, mtu); err != nil {
+		return errors.Join(err, a.locals.Close(), a.routes.Close(), a.datapath.Close())
 	}
 	a.tunnels = newTunnels(a.tables, a.enc)
 	return nil
@@ -330,7 +353,7 @@ func (a *agent) reconcile(ctx context.Context, tasks *errgroup.Group) {
 	start(ctx, tasks, a, "endpoints", t.Endpoints, d.Endpoints(), func(old, now identity.Endpoint) bool {
 		return old.Address != now.Address || old.Address6 != now.Address6
 	})
-	start(ctx, tasks, a, "frontends", t.Frontends, d.Frontends(), nil)
+	start(ctx, tasks, a, "frontends", t.Frontends, chain[lb.Frontend]{a.locals, d.Frontends(), a.locals.Unused()}, nil)
 	start(ctx, tasks, a, "targets", t.Targets, d.Targets(), nil)
 	start(ctx, tasks, a, "publications", t.Publications, &clustermesh.Publisher{Store: a.own().store, Node: a.node, Assigned: a.assigned}, nil)
 }

@@ -427,6 +427,7 @@ kvstore: {endpoints: ["https://172.29.1.2:2379"], caFile: ca, certFile: cert, ke
 		{"[100.64.64.0/18]", "[100.64.64.0/18, 100.65.0.0/18]", "of the same address family"},
 		{"node:", "metrics: {listen: \"127.0.0.1:9464\"}\nnode:", ""},
 		{"node:", "metrics: {listen: \"9464\"}\nnode:", "metrics.listen"},
+		{"node:", "xds: {listen: \"7960\"}\nnode:", "xds.listen"},
 		{"node:", "encryption: {mode: most}\nnode:", "encryption mode"},
 		{"node:", "encryption: {kind: hardware}\nnode:", "auto, kernel and userspace"},
 		{"node:", "encryption: {ports: [51871]}\nnode:", "want 2 different ones"},

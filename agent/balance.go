@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/cilium/statedb"
@@ -15,7 +16,7 @@ import (
 	"causeway/lb"
 )
 
-// balance derives what this node translates, the frontends and targets tables, from the services and
+// balance derives what this node translates, the frontends, routes and targets tables, from the services and
 // backends of all clusters. The rules are lb's; this is the loop that keeps rows in step, so that one
 // backend's change touches that backend's targets alone.
 type balance struct {
@@ -36,7 +37,7 @@ type balance struct {
 	recheck chan struct{}
 }
 
-// refusedKey is how a refused frontend is named in the record of refusals.
+// refusedKey is how what is refused of a service is named in the record of refusals.
 type refusedKey struct{ cluster, key string }
 
 func newBalance(tables *clustermesh.Tables, cluster string, id identity.ClusterID, guard lb.Guard, refusals *clustermesh.Refusals) *balance {
@@ -167,7 +168,7 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [5]<-chan st
 		return more, nil
 	}
 
-	txn := t.DB.WriteTxn(t.Frontends, t.Targets)
+	txn := t.DB.WriteTxn(t.Frontends, t.Routes, t.Targets)
 	defer txn.Abort()
 	for name := range dirty {
 		if err := b.service(txn, name); err != nil {
@@ -241,6 +242,9 @@ func (b *balance) service(txn statedb.WriteTxn, name lb.Name) error {
 	t := b.tables
 	view := b.view(txn, name)
 	if err := b.frontends(txn, name, view); err != nil {
+		return err
+	}
+	if err := b.routes(txn, name, view); err != nil {
 		return err
 	}
 	want := map[string]struct{}{}
@@ -317,6 +321,32 @@ func (b *balance) frontends(txn statedb.WriteTxn, name lb.Name, view lb.ServiceV
 	return nil
 }
 
+// routes brings into step how a service's ports are balanced at L7.
+func (b *balance) routes(txn statedb.WriteTxn, name lb.Name, view lb.ServiceView) error {
+	t := b.tables
+	want := map[string]struct{}{}
+	for _, route := range lb.Routes(view) {
+		want[t.Routes.Key(route)] = struct{}{}
+		if _, err := clustermesh.Put(txn, t.Routes, route, sameRoute); err != nil {
+			return err
+		}
+	}
+	for _, row := range t.RoutesOf(txn, name) {
+		if _, ok := want[t.Routes.Key(row.Object)]; ok {
+			continue
+		}
+		if _, _, err := t.Routes.Delete(txn, row); err != nil {
+			return err
+		}
+	}
+	if _, _, problem := view.L7(); problem != nil {
+		b.remember(name, problem.Cluster, "L7 of service "+name.String(), problem.Reason)
+	}
+	return nil
+}
+
+func sameRoute(a, b lb.Route) bool { return reflect.DeepEqual(a, b) }
+
 // elect gives a frontend to one of those that claim it.
 func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
 	if len(b.claims[key]) == 0 {
@@ -334,12 +364,16 @@ func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
 }
 
 func (b *balance) refuse(name lb.Name, r lb.Refusal) {
-	key := refusalKey(r.Frontend)
-	b.refusals.Add(r.Cluster, key, errors.New(r.Reason))
+	b.remember(name, r.Cluster, refusalKey(r.Frontend), r.Reason)
+}
+
+// remember shows what is refused of a service, until the service is looked at again.
+func (b *balance) remember(name lb.Name, cluster, key, reason string) {
+	b.refusals.Add(cluster, key, errors.New(reason))
 	if b.refused[name] == nil {
 		b.refused[name] = map[refusedKey]struct{}{}
 	}
-	b.refused[name][refusedKey{r.Cluster, key}] = struct{}{}
+	b.refused[name][refusedKey{cluster, key}] = struct{}{}
 }
 
 func refusalKey(f lb.Frontend) string {

@@ -18,6 +18,8 @@ type Config struct {
 	Encryption EncryptionConfig `json:"encryption,omitzero"`
 	// Metrics of the agent, for Prometheus.
 	Metrics MetricsConfig `json:"metrics,omitzero"`
+	// XDS tells Envoys and gRPC's clients how services are balanced at L7.
+	XDS XDSConfig `json:"xds,omitzero"`
 	// Gossip says who is alive.
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
@@ -94,6 +96,12 @@ type ProxyConfig struct {
 	AccessLog float64 `json:"accessLog,omitempty"`
 	// OTLPEndpoint is the collector that spans are sent to, by gRPC: http://HOST:PORT, https://HOST:PORT. Default: there are no spans.
 	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
+}
+
+// XDSConfig says where Envoy's discovery protocol is served.
+type XDSConfig struct {
+	// Listen is the host:port at which clients with a certificate of the cluster's authority are answered, as in 172.29.1.11:7960. Default: none.
+	Listen string `json:"listen,omitempty"`
 }
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.

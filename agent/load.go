@@ -96,6 +96,11 @@ func (c *Config) check() error {
 	if err := c.checkProxy(); err != nil {
 		return err
 	}
+	if listen := c.XDS.Listen; listen != "" {
+		if _, err := netip.ParseAddrPort(listen); err != nil {
+			return fmt.Errorf("xds.listen %q: want an address and a port, like 172.29.1.11:7960", listen)
+		}
+	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
 	}

@@ -308,7 +308,7 @@ func (p *proxies) fail(now time.Time) {
 // startNext starts a process, with listeners that there are or new ones.
 func (p *proxies) startNext(ctx context.Context) {
 	if p.listeners == nil {
-		listeners, err := openProxyListeners()
+		listeners, err := openProxyListeners(ctx)
 		if err != nil {
 			p.failure = err.Error()
 			p.fail(time.Now())

@@ -279,6 +279,7 @@ func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
 	declared, c1 := v.tables.Services.AllWatch(txn)
 	frontends, c2 := v.tables.Frontends.AllWatch(txn)
 	targets, c3 := v.tables.Targets.AllWatch(txn)
+	routes, c4 := v.tables.Routes.AllWatch(txn)
 	byName := map[lb.Name]*api.Service{}
 	at := func(name lb.Name) *api.Service {
 		if byName[name] == nil {
@@ -298,12 +299,16 @@ func (v *view) services() ([]api.Service, []<-chan struct{}, error) {
 		s := at(row.Object.Port.Service)
 		s.Backends = append(s.Backends, api.Backend{Target: row.Object, Status: rowStatus(row.Status)})
 	}
+	for row := range routes {
+		s := at(row.Object.Port.Service)
+		s.Routes = append(s.Routes, row.Object)
+	}
 	out := make([]api.Service, 0, len(byName))
 	for _, s := range byName {
 		out = append(out, *s)
 	}
 	slices.SortFunc(out, func(a, b api.Service) int { return cmp.Compare(a.Name.String(), b.Name.String()) })
-	return out, []<-chan struct{}{c1, c2, c3}, nil
+	return out, []<-chan struct{}{c1, c2, c3, c4}, nil
 }
 
 // listed lists addresses or prefixes for people.

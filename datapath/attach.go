@@ -108,6 +108,30 @@ func (a *attacher) cgroup(name, path string, attach ebpf.AttachType, prog *ebpf.
 	return a.pin(l, name)
 }
 
+// namespace attaches prog to the calling thread's network namespace.
+func (a *attacher) namespace(name string, prog *ebpf.Program) error {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("opening the network namespace: %w", err)
+	}
+	defer ns.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(ns.Fd()), &st); err != nil {
+		return fmt.Errorf("looking at the network namespace: %w", err)
+	}
+	replaced, err := a.replace(name, prog, func(info *link.Info) bool {
+		return info.NetNs() != nil && uint64(info.NetNs().NetnsInode) == st.Ino
+	})
+	if replaced || err != nil {
+		return err
+	}
+	l, err := link.AttachNetNs(int(ns.Fd()), prog)
+	if err != nil {
+		return fmt.Errorf("attaching %s to the network namespace: %w", name, err)
+	}
+	return a.pin(l, name)
+}
+
 // replace puts prog into the pinned link of that name, if there is one and it is at the right place. One
 // that is elsewhere, or whose device is gone, is removed.
 func (a *attacher) replace(name string, prog *ebpf.Program, inPlace func(*link.Info) bool) (bool, error) {

@@ -165,6 +165,12 @@ type bpfFrontend struct {
 	Pad            [2]uint8
 }
 
+type bpfFrontendFlag uint32
+
+const (
+	bpfFrontendFlagFRONTEND_L7 bpfFrontendFlag = 1
+)
+
 type bpfFrontendKey struct {
 	_        structs.HostLayout
 	Address  bpfIpAddr
@@ -177,6 +183,21 @@ type bpfIpAddr struct {
 	_     structs.HostLayout
 	Bytes [16]uint8
 }
+
+type bpfL7AddressKey struct {
+	_       structs.HostLayout
+	Address bpfIpAddr
+	Cluster uint8
+	Pad     [3]uint8
+}
+
+type bpfL7Family uint32
+
+const (
+	bpfL7FamilyL7IPV4     bpfL7Family = 0
+	bpfL7FamilyL7IPV6     bpfL7Family = 1
+	bpfL7FamilyL7FAMILIES bpfL7Family = 2
+)
 
 type bpfNode struct {
 	_       structs.HostLayout
@@ -248,6 +269,9 @@ const (
 	bpfMapEchoAnswers        = "echo_answers"
 	bpfMapEndpoints          = "endpoints"
 	bpfMapFrontends          = "frontends"
+	bpfMapL7Addresses        = "l7_addresses"
+	bpfMapL7Fallbacks        = "l7_fallbacks"
+	bpfMapL7Listeners        = "l7_listeners"
 	bpfMapLayout             = "layout"
 	bpfMapNodes              = "nodes"
 	bpfMapServices           = "services"
@@ -262,6 +286,8 @@ const (
 	bpfVarUnusedEchoMessage  = "unused_echo_message"
 	bpfVarUnusedEchoPort     = "unused_echo_port"
 	bpfVarUnusedEchoType     = "unused_echo_type"
+	bpfVarUnusedFrontendFlag = "unused_frontend_flag"
+	bpfVarUnusedL7Family     = "unused_l7_family"
 	bpfVarUnusedNodeMode     = "unused_node_mode"
 )
 
@@ -319,6 +345,9 @@ type bpfMapSpecs struct {
 	EchoAnswers  *ebpf.MapSpec `ebpf:"echo_answers"`
 	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
 	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
+	L7Addresses  *ebpf.MapSpec `ebpf:"l7_addresses"`
+	L7Fallbacks  *ebpf.MapSpec `ebpf:"l7_fallbacks"`
+	L7Listeners  *ebpf.MapSpec `ebpf:"l7_listeners"`
 	Layout       *ebpf.MapSpec `ebpf:"layout"`
 	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
@@ -339,6 +368,8 @@ type bpfVariableSpecs struct {
 	UnusedEchoMessage  *ebpf.VariableSpec `ebpf:"unused_echo_message"`
 	UnusedEchoPort     *ebpf.VariableSpec `ebpf:"unused_echo_port"`
 	UnusedEchoType     *ebpf.VariableSpec `ebpf:"unused_echo_type"`
+	UnusedFrontendFlag *ebpf.VariableSpec `ebpf:"unused_frontend_flag"`
+	UnusedL7Family     *ebpf.VariableSpec `ebpf:"unused_l7_family"`
 	UnusedNodeMode     *ebpf.VariableSpec `ebpf:"unused_node_mode"`
 }
 
@@ -368,6 +399,9 @@ type bpfMaps struct {
 	EchoAnswers  *ebpf.Map `ebpf:"echo_answers"`
 	Endpoints    *ebpf.Map `ebpf:"endpoints"`
 	Frontends    *ebpf.Map `ebpf:"frontends"`
+	L7Addresses  *ebpf.Map `ebpf:"l7_addresses"`
+	L7Fallbacks  *ebpf.Map `ebpf:"l7_fallbacks"`
+	L7Listeners  *ebpf.Map `ebpf:"l7_listeners"`
 	Layout       *ebpf.Map `ebpf:"layout"`
 	Nodes        *ebpf.Map `ebpf:"nodes"`
 	Services     *ebpf.Map `ebpf:"services"`
@@ -383,6 +417,9 @@ func (m *bpfMaps) Close() error {
 		m.EchoAnswers,
 		m.Endpoints,
 		m.Frontends,
+		m.L7Addresses,
+		m.L7Fallbacks,
+		m.L7Listeners,
 		m.Layout,
 		m.Nodes,
 		m.Services,
@@ -404,6 +441,8 @@ type bpfVariables struct {
 	UnusedEchoMessage  *ebpf.Variable `ebpf:"unused_echo_message"`
 	UnusedEchoPort     *ebpf.Variable `ebpf:"unused_echo_port"`
 	UnusedEchoType     *ebpf.Variable `ebpf:"unused_echo_type"`
+	UnusedFrontendFlag *ebpf.Variable `ebpf:"unused_frontend_flag"`
+	UnusedL7Family     *ebpf.Variable `ebpf:"unused_l7_family"`
 	UnusedNodeMode     *ebpf.Variable `ebpf:"unused_node_mode"`
 }
 

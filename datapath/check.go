@@ -75,6 +75,8 @@ func checkHelpers() error {
 		{ebpf.SchedCLS, asm.FnRedirectPeer},
 		{ebpf.SchedCLS, asm.FnSkbSetTunnelKey},
 		{ebpf.CGroupSockAddr, asm.FnSetRetval},
+		{ebpf.CGroupSockAddr, asm.FnSkRelease},
+		{ebpf.SkLookup, asm.FnSkAssign},
 	} {
 		if err := features.HaveProgramHelper(h.program, h.helper); err != nil {
 			errs = append(errs, fmt.Errorf("the kernel lacks %s for %s programs: use Linux 6.1 or later: %w", h.helper, h.program, err))

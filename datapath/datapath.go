@@ -32,6 +32,8 @@ type Config struct {
 	NodeAddress netip.Addr
 	// PodSide is the address on the pods' side that echoes are sent from and answered at; invalid: none. No pod may have it.
 	PodSide netip.Addr
+	// PodSideOther is the one of the other family, of a node that has two pod ranges; invalid: none. This node's L7 proxy connects from both.
+	PodSideOther netip.Addr
 	// Tunnel are this node's tunnel addresses by slot, which VXLAN inside of WireGuard ends at; invalid ones: it has none.
 	Tunnel [identity.TunnelSlots]netip.Addr
 	// UnderlayIndex is the interface index of the link to the underlay, whose guard lets no VXLAN pass that should be encrypted; 0: no guard.
@@ -57,6 +59,7 @@ type Datapath struct {
 	overlay  overlayObjects
 	socket   socketObjects
 	guard    underlayObjects
+	proxy    proxyObjects
 
 	wireguardMu sync.Mutex
 	wireguard   [identity.TunnelSlots]wireguardObjects
@@ -103,8 +106,8 @@ func (cfg *Config) validate() error {
 		return errors.New("the data path needs a cluster ID")
 	case !cfg.NodeAddress.IsValid() || cfg.NodeAddress.IsUnspecified():
 		return fmt.Errorf("the data path needs the node's address on the underlay, not %q", cfg.NodeAddress)
-	case cfg.PodSide.IsValid() && cfg.PodSide.IsUnspecified():
-		return fmt.Errorf("the address on the pods' side can't be %s", cfg.PodSide)
+	case isUnspecified(cfg.PodSide) || isUnspecified(cfg.PodSideOther):
+		return fmt.Errorf("the addresses on the pods' side can't be %s and %s", cfg.PodSide, cfg.PodSideOther)
 	case cfg.UnderlayIndex < 0 || cfg.UnderlayIndex == cfg.VXLANIndex && cfg.VXLANIndex != 0:
 		return fmt.Errorf("interface index %d is not that of the underlay's link", cfg.UnderlayIndex)
 	case cfg.VXLANIndex <= 0:
@@ -114,6 +117,8 @@ func (cfg *Config) validate() error {
 	}
 	return nil
 }
+
+func isUnspecified(a netip.Addr) bool { return a.IsValid() && a.IsUnspecified() }
 
 func (d *Datapath) load(cfg Config) error {
 	maps, err := loadMaps(cfg.PinDir)
@@ -176,13 +181,16 @@ func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
 	if cfg.PodSide.IsValid() {
 		variables["pod_side_address"] = cfg.PodSide.As16()
 	}
+	if cfg.PodSideOther.IsValid() {
+		variables["pod_side_other"] = cfg.PodSideOther.As16()
+	}
 	if err := errors.Join(d.loadGuard(cfg, maps), d.loadWireGuard(cfg, maps)); err != nil {
 		return err
 	}
 	for _, p := range []struct {
 		spec func() (*ebpf.CollectionSpec, error)
 		into any
-	}{{loadPod, &d.pod}, {loadOverlay, &d.overlay}, {loadSocket, &d.socket}} {
+	}{{loadPod, &d.pod}, {loadOverlay, &d.overlay}, {loadSocket, &d.socket}, {loadProxy, &d.proxy}} {
 		spec, err := p.spec()
 		if err != nil {
 			return err
@@ -208,6 +216,7 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
 		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
 		bpfMapEchoAnswers: maps.EchoAnswers,
+		bpfMapL7Listeners: maps.L7Listeners, bpfMapL7Addresses: maps.L7Addresses, bpfMapL7Fallbacks: maps.L7Fallbacks,
 	}
 	for name := range replacements {
 		if spec.Maps[name] == nil {
@@ -240,6 +249,9 @@ func (d *Datapath) attachAll(cfg Config) error {
 			return err
 		}
 	}
+	if err := d.attacher.namespace("proxy", d.proxy.ToProxy); err != nil { // Before sockets leave connections to it.
+		return err
+	}
 	for _, a := range []struct {
 		name   string
 		attach ebpf.AttachType
@@ -264,7 +276,7 @@ func (d *Datapath) attachAll(cfg Config) error {
 // Close lets go of everything; what is pinned stays and goes on forwarding.
 func (d *Datapath) Close() error {
 	var errs []error
-	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket, &d.guard, &d.wireguard[0], &d.wireguard[1]} {
+	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket, &d.guard, &d.proxy, &d.wireguard[0], &d.wireguard[1]} {
 		errs = append(errs, c.Close())
 	}
 	if d.Maps != nil {

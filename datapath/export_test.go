@@ -8,7 +8,7 @@ func (d *Datapath) PodProgram() *ebpf.Program { return d.pod.FromPod }
 // Writes counts the changes that this process has made to maps.
 func (d *Datapath) Writes() uint64 {
 	m := d.Maps
-	return m.addresses.writes.Load() + m.endpoints.writes.Load() + m.nodes.writes.Load() + m.frontends.writes.Load() +
+	return m.addresses.writes.Load() + m.l7Addresses.writes.Load() + m.endpoints.writes.Load() + m.nodes.writes.Load() + m.frontends.writes.Load() +
 		m.services.writes.Load() + m.slots.writes.Load() + m.backends.writes.Load()
 }
 

@@ -14,7 +14,8 @@ import (
 // its state with a TargetMap. Its methods are safe for concurrent use.
 type FrontendMap struct{ b *balancer }
 
-// Update makes connections to the frontend go to the targets of its port, in the order of its affinity.
+// Update makes connections to the frontend go to the targets of its port, in the order of its affinity; those to one that is
+// balanced at L7 go to the node's proxy, as long as it listens.
 func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	key, err := frontendKey(f.FrontendKey)
 	if err != nil {
@@ -24,9 +25,13 @@ func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	if err != nil {
 		return fmt.Errorf("frontend of %s: %w", f.Target, err)
 	}
+	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity}
+	if f.L7 && f.Protocol == lb.TCP {
+		policy.Flags |= uint8(bpfFrontendFlagFRONTEND_L7)
+	}
 	m.b.mu.Lock()
 	defer m.b.mu.Unlock()
-	return m.b.setFrontend(key, bpfFrontend{Owner: f.ClusterID, Affinity: affinity}, newPortID(f.Target))
+	return m.b.setFrontend(key, policy, newPortID(f.Target))
 }
 
 // Delete ends the translation of new connections to the frontend.

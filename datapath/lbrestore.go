@@ -13,6 +13,7 @@ func newBalancer(maps *Maps) (*balancer, error) {
 		byID:       make(map[uint32]*service),
 		wanted:     make(map[portID]map[backendKey]target),
 		backendIDs: make(map[uint32]bool),
+		l7:         make(map[bpfL7AddressKey]int),
 	}
 	return b, b.restore()
 }
@@ -41,7 +42,7 @@ func (b *balancer) restore() (err error) {
 	for id, record := range records {
 		b.restoreService(id, record, slots, values)
 	}
-	return errors.Join(b.restoreFrontends(), b.repair(records, slots, values))
+	return errors.Join(b.restoreFrontends(), b.restoreL7(), b.repair(records, slots, values))
 }
 
 // restoreService collects the service's backends, each once. The active ones come first: where a backend is in two

@@ -48,6 +48,7 @@ func (m frail) Delete(key any) error {
 func (m *Maps) breaking(f *fuse) *Maps {
 	broken := &Maps{}
 	broken.frontends.m = m.frontends.m
+	broken.l7Addresses.m = m.l7Addresses.m
 	broken.services.m = frail{m.services.m, f}
 	broken.slots.m = frail{m.slots.m, f}
 	broken.backends.m = frail{m.backends.m, f}

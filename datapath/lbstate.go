@@ -36,7 +36,9 @@ type balancer struct {
 	wanted map[portID]map[backendKey]target
 	// The last numbers given; freed ones come again only after all others.
 	lastService, lastBackend uint32
-	backendIDs               map[uint32]bool
+	// l7 counts the L7 frontends at each address.
+	l7         map[bpfL7AddressKey]int
+	backendIDs map[uint32]bool
 }
 
 // service is a port of a service that has at least one frontend.
@@ -87,18 +89,25 @@ func (b *balancer) setFrontend(key bpfFrontendKey, policy bpfFrontend, port port
 	if existed && old == policy {
 		return nil
 	}
+	if policy.l7() {
+		// First: no connection shall come to an address that is not known to be the proxy's.
+		if err := b.maps.l7Addresses.put(key.l7Address(), 1); err != nil {
+			return errors.Join(err, b.destroyUnused(svc))
+		}
+	}
 	if err := b.maps.frontends.put(key, policy); err != nil {
-		return errors.Join(err, b.destroyUnused(svc))
+		return errors.Join(err, b.releaseL7(key), b.destroyUnused(svc))
 	}
 	b.frontends[key] = policy
+	err = b.countL7(key, old.l7(), policy.l7())
 	if existed && old.Service == svc.id {
-		return nil
+		return err
 	}
 	svc.frontends++
 	if existed {
-		return b.release(old.Service)
+		err = errors.Join(err, b.release(old.Service))
 	}
-	return nil
+	return err
 }
 
 func (b *balancer) deleteFrontend(key bpfFrontendKey) error {
@@ -110,7 +119,7 @@ func (b *balancer) deleteFrontend(key bpfFrontendKey) error {
 		return err
 	}
 	delete(b.frontends, key)
-	return b.release(old.Service)
+	return errors.Join(b.countL7(key, old.l7(), false), b.release(old.Service))
 }
 
 // serviceOf returns the service of port; a new one gets all targets wanted so far, so that

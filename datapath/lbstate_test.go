@@ -131,6 +131,7 @@ func TestLoadBalancerAgainstModel(t *testing.T) {
 	wantTargets := make(map[lb.TargetKey]lb.Target)
 	for step := range 3000 {
 		f := testFrontend(random.IntN(6), random.IntN(4))
+		f.Port, f.L7 = uint16(80+random.IntN(2)), random.IntN(2) == 0
 		target := testTarget(random.IntN(4), random.IntN(12), random.IntN(2) == 0)
 		target.Quarantined = random.IntN(2) == 0
 		switch what := random.IntN(100); {
@@ -167,6 +168,9 @@ func TestLoadBalancerAgainstModel(t *testing.T) {
 	if left := entries(m); left != [4]int{} {
 		t.Errorf("frontends, services, slots, backends: %v are left", left)
 	}
+	if diff := compareL7Addresses(m, nil); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // compareLB returns the first difference between the kernel and what is wanted.
@@ -200,9 +204,34 @@ func compareFrontends(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets
 		return fmt.Sprintf("there are %d frontends, want %d", len(have), len(frontends))
 	}
 	for _, f := range have {
+		if f.L7 != frontends[f.FrontendKey].L7 {
+			return fmt.Sprintf("%s port %d is balanced at L7: %v", f.Address, f.Port, f.L7)
+		}
 		if diff := compareBackends(f, frontends[f.FrontendKey].Target, targets); diff != "" {
 			return diff
 		}
+	}
+	return compareL7Addresses(m, frontends)
+}
+
+// compareL7Addresses compares which addresses are the proxy's.
+func compareL7Addresses(m *Maps, frontends map[lb.FrontendKey]lb.Frontend) string {
+	want := make(map[bpfL7AddressKey]bool)
+	for key, f := range frontends {
+		if f.L7 {
+			want[bpfL7AddressKey{Address: toIP(key.Address), Cluster: addressSpace}] = true
+		}
+	}
+	var err error
+	have := make(map[bpfL7AddressKey]bool)
+	for key := range m.l7Addresses.all(&err) {
+		have[key] = true
+	}
+	if err != nil {
+		return err.Error()
+	}
+	if !maps.Equal(have, want) {
+		return fmt.Sprintf("the proxy has the addresses %v, want %v", have, want)
 	}
 	return ""
 }

@@ -27,7 +27,11 @@ type Maps struct {
 	slots     table[bpfSlotKey, uint32]
 	backends  table[uint32, bpfBackend]
 	drops     *ebpf.Map
-	close     []*ebpf.Map
+	// Of services that are balanced at L7: see bpf/lib/l7.h.
+	l7Addresses table[bpfL7AddressKey, uint8]
+	l7Listeners *ebpf.Map
+	l7Fallbacks *ebpf.Map
+	close       []*ebpf.Map
 }
 
 // OpenMaps opens the maps that an agent pinned in pinDir, read-only. The error wraps
@@ -53,11 +57,13 @@ func OpenMaps(pinDir string) (*Maps, error) {
 }
 
 func newMaps(all *bpfMaps) *Maps {
-	m := &Maps{drops: all.Drops}
+	m := &Maps{drops: all.Drops, l7Listeners: all.L7Listeners, l7Fallbacks: all.L7Fallbacks}
+	m.l7Addresses.m = all.L7Addresses
 	m.addresses.m, m.endpoints.m, m.nodes.m = all.Addresses, all.Endpoints, all.Nodes
 	m.frontends.m, m.services.m, m.slots.m, m.backends.m = all.Frontends, all.Services, all.Slots, all.Backends
 	m.close = []*ebpf.Map{all.Addresses, all.Endpoints, all.Nodes, all.Frontends, all.Services, all.Slots,
-		all.Backends, all.Drops, all.Layout, all.Translations, all.EchoAnswers}
+		all.Backends, all.Drops, all.Layout, all.Translations, all.EchoAnswers,
+		all.L7Addresses, all.L7Listeners, all.L7Fallbacks}
 	return m
 }
 
@@ -119,6 +125,8 @@ type FrontendEntry struct {
 	Service  uint32
 	Owner    identity.ClusterID
 	Affinity lb.Affinity
+	// L7: connections are the node's proxy's, as long as it listens.
+	L7 bool
 	// Backends are those that new connections choose from.
 	Backends []BackendEntry
 	// Quarantined backends get no new connections.
@@ -142,7 +150,7 @@ func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
 	for k, v := range m.frontends.all(&err) {
 		entries = append(entries, FrontendEntry{
 			FrontendKey: lb.FrontendKey{Address: k.Address.addr(), Port: toBE16(k.Port), Protocol: fromProtocol(k.Protocol)},
-			Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity),
+			Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity), L7: v.l7(),
 		})
 	}
 	if err != nil {

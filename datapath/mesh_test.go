@@ -276,6 +276,9 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 		PinDir: filepath.Join(mountBPF(t), "causeway"), CgroupPath: n.cgroups, ClusterID: id, NodeAddress: n.row.Address, PodSide: n.row.PodSide(),
 		VXLANIndex: n.device.Index, PodMTU: m.options.podMTU(), ForceClsact: m.options.clsact,
 	}
+	if sides := n.row.PodSides(); len(sides) > 1 {
+		n.config.PodSideOther = sides[1]
+	}
 	if m.options.encrypted {
 		n.config.Tunnel = [identity.TunnelSlots]netip.Addr{n.row.TunnelAddress(0), n.row.TunnelAddress(1)}
 		n.config.UnderlayIndex = n.linkIndex("eth0")

@@ -25,6 +25,7 @@ const (
 	overlayProgToOverlay     = "to_overlay"
 	overlayVarNodeAddress    = "node_address"
 	overlayVarPodSideAddress = "pod_side_address"
+	overlayVarPodSideOther   = "pod_side_other"
 	overlayVarTunnelIfindex  = "tunnel_ifindex"
 )
 
@@ -91,6 +92,7 @@ type overlayMapSpecs struct {
 type overlayVariableSpecs struct {
 	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
 	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	PodSideOther   *ebpf.VariableSpec `ebpf:"pod_side_other"`
 	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
 }
 
@@ -137,6 +139,7 @@ func (m *overlayMaps) Close() error {
 type overlayVariables struct {
 	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
 	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
+	PodSideOther   *ebpf.Variable `ebpf:"pod_side_other"`
 	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
 }
 

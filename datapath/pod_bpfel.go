@@ -16,13 +16,22 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	podMapAddresses     = "addresses"
-	podMapDrops         = "drops"
-	podMapEndpoints     = "endpoints"
-	podMapNodes         = "nodes"
-	podProgFromPod      = "from_pod"
-	podVarNodeAddress   = "node_address"
-	podVarTunnelIfindex = "tunnel_ifindex"
+	podMapAddresses      = "addresses"
+	podMapBackends       = "backends"
+	podMapDrops          = "drops"
+	podMapEndpoints      = "endpoints"
+	podMapFrontends      = "frontends"
+	podMapL7Addresses    = "l7_addresses"
+	podMapL7Fallbacks    = "l7_fallbacks"
+	podMapL7Listeners    = "l7_listeners"
+	podMapNodes          = "nodes"
+	podMapServices       = "services"
+	podMapSlots          = "slots"
+	podProgFromPod       = "from_pod"
+	podVarNodeAddress    = "node_address"
+	podVarPodSideAddress = "pod_side_address"
+	podVarPodSideOther   = "pod_side_other"
+	podVarTunnelIfindex  = "tunnel_ifindex"
 )
 
 // loadPod returns the embedded CollectionSpec for pod.
@@ -74,18 +83,27 @@ type podProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podMapSpecs struct {
-	Addresses *ebpf.MapSpec `ebpf:"addresses"`
-	Drops     *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
-	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
+	Addresses   *ebpf.MapSpec `ebpf:"addresses"`
+	Backends    *ebpf.MapSpec `ebpf:"backends"`
+	Drops       *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends   *ebpf.MapSpec `ebpf:"frontends"`
+	L7Addresses *ebpf.MapSpec `ebpf:"l7_addresses"`
+	L7Fallbacks *ebpf.MapSpec `ebpf:"l7_fallbacks"`
+	L7Listeners *ebpf.MapSpec `ebpf:"l7_listeners"`
+	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
+	Services    *ebpf.MapSpec `ebpf:"services"`
+	Slots       *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // podVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
-	NodeAddress   *ebpf.VariableSpec `ebpf:"node_address"`
-	TunnelIfindex *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
+	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	PodSideOther   *ebpf.VariableSpec `ebpf:"pod_side_other"`
+	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
 }
 
 // podObjects contains all objects after they have been loaded into the kernel.
@@ -108,18 +126,32 @@ func (o *podObjects) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podMaps struct {
-	Addresses *ebpf.Map `ebpf:"addresses"`
-	Drops     *ebpf.Map `ebpf:"drops"`
-	Endpoints *ebpf.Map `ebpf:"endpoints"`
-	Nodes     *ebpf.Map `ebpf:"nodes"`
+	Addresses   *ebpf.Map `ebpf:"addresses"`
+	Backends    *ebpf.Map `ebpf:"backends"`
+	Drops       *ebpf.Map `ebpf:"drops"`
+	Endpoints   *ebpf.Map `ebpf:"endpoints"`
+	Frontends   *ebpf.Map `ebpf:"frontends"`
+	L7Addresses *ebpf.Map `ebpf:"l7_addresses"`
+	L7Fallbacks *ebpf.Map `ebpf:"l7_fallbacks"`
+	L7Listeners *ebpf.Map `ebpf:"l7_listeners"`
+	Nodes       *ebpf.Map `ebpf:"nodes"`
+	Services    *ebpf.Map `ebpf:"services"`
+	Slots       *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *podMaps) Close() error {
 	return _PodClose(
 		m.Addresses,
+		m.Backends,
 		m.Drops,
 		m.Endpoints,
+		m.Frontends,
+		m.L7Addresses,
+		m.L7Fallbacks,
+		m.L7Listeners,
 		m.Nodes,
+		m.Services,
+		m.Slots,
 	)
 }
 
@@ -127,8 +159,10 @@ func (m *podMaps) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
-	NodeAddress   *ebpf.Variable `ebpf:"node_address"`
-	TunnelIfindex *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
+	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
+	PodSideOther   *ebpf.Variable `ebpf:"pod_side_other"`
+	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
 }
 
 // podPrograms contains all programs after they have been loaded into the kernel.

@@ -19,6 +19,9 @@ const (
 	socketMapBackends      = "backends"
 	socketMapDrops         = "drops"
 	socketMapFrontends     = "frontends"
+	socketMapL7Addresses   = "l7_addresses"
+	socketMapL7Fallbacks   = "l7_fallbacks"
+	socketMapL7Listeners   = "l7_listeners"
 	socketMapServices      = "services"
 	socketMapSlots         = "slots"
 	socketMapTranslations  = "translations"
@@ -91,6 +94,9 @@ type socketMapSpecs struct {
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Drops        *ebpf.MapSpec `ebpf:"drops"`
 	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
+	L7Addresses  *ebpf.MapSpec `ebpf:"l7_addresses"`
+	L7Fallbacks  *ebpf.MapSpec `ebpf:"l7_fallbacks"`
+	L7Listeners  *ebpf.MapSpec `ebpf:"l7_listeners"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Translations *ebpf.MapSpec `ebpf:"translations"`
@@ -125,6 +131,9 @@ type socketMaps struct {
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Drops        *ebpf.Map `ebpf:"drops"`
 	Frontends    *ebpf.Map `ebpf:"frontends"`
+	L7Addresses  *ebpf.Map `ebpf:"l7_addresses"`
+	L7Fallbacks  *ebpf.Map `ebpf:"l7_fallbacks"`
+	L7Listeners  *ebpf.Map `ebpf:"l7_listeners"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Translations *ebpf.Map `ebpf:"translations"`
@@ -135,6 +144,9 @@ func (m *socketMaps) Close() error {
 		m.Backends,
 		m.Drops,
 		m.Frontends,
+		m.L7Addresses,
+		m.L7Fallbacks,
+		m.L7Listeners,
 		m.Services,
 		m.Slots,
 		m.Translations,

@@ -162,6 +162,17 @@ func checkOwner(what string, a netip.Addr, cluster, node string, owner Node) err
 // NodeName returns the node's name in the mesh.
 func (n *Node) NodeName() NodeName { return NodeName{n.Cluster, n.Name} }
 
+// PodSides returns the node's own addresses on the pods' side: the second one of each of its pod ranges, which no pod gets. The
+// first is PodSide; from all of them its L7 proxy connects.
+func (n *Node) PodSides() (sides []netip.Addr) {
+	for _, p := range n.PodCIDRs {
+		if a := p.Masked().Addr().Next(); p.Contains(a) {
+			sides = append(sides, a)
+		}
+	}
+	return sides
+}
+
 // PodSide returns the address on the pods' side that the node itself answers echoes at: the second one of its first pod
 // range, which is never given to a pod. It is invalid if the node has none.
 func (n *Node) PodSide() netip.Addr {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -205,5 +206,23 @@ func TestTunnelAddressesAreTheNodesOwn(t *testing.T) {
 	}
 	if a := node1.TunnelAddress(2); a.IsValid() {
 		t.Errorf("a third slot has %s", a)
+	}
+}
+
+// TestPodSides: one of each range that has room for it, the first of them PodSide.
+func TestPodSides(t *testing.T) {
+	for _, test := range []struct {
+		cidrs []string
+		want  string
+	}{
+		{nil, "[]"},
+		{[]string{"10.1.1.0/24"}, "[10.1.1.1]"},
+		{[]string{"10.1.1.0/24", "fd01:0:0:1::/64"}, "[10.1.1.1 fd01:0:0:1::1]"},
+		{[]string{"10.1.1.4/32", "fd01:0:0:1::/64"}, "[fd01:0:0:1::1]"},
+	} {
+		n := Node{PodCIDRs: prefixes(test.cidrs...)}
+		if got := fmt.Sprint(n.PodSides()); got != test.want {
+			t.Errorf("%v: %s, want %s", test.cidrs, got, test.want)
+		}
 	}
 }

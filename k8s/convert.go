@@ -193,7 +193,14 @@ func convertPort(p corev1.ServicePort) (lb.ServicePort, error) {
 			return lb.ServicePort{}, err
 		}
 	}
-	return lb.ServicePort{Name: p.Name, Protocol: protocol, Port: port, TargetPort: target}, nil
+	converted := lb.ServicePort{Name: p.Name, Protocol: protocol, Port: port, TargetPort: target}
+	if p.AppProtocol != nil {
+		if problems := validation.IsQualifiedName(*p.AppProtocol); len(problems) > 0 {
+			return lb.ServicePort{}, fmt.Errorf("appProtocol %.80q: %s", *p.AppProtocol, strings.Join(problems, ", "))
+		}
+		converted.AppProtocol = *p.AppProtocol
+	}
+	return converted, nil
 }
 
 func convertProtocol(p corev1.Protocol) (lb.Protocol, error) {

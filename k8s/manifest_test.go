@@ -52,6 +52,18 @@ func TestParseServices(t *testing.T) {
 	}
 }
 
+func TestAL7Service(t *testing.T) {
+	file := strings.NewReplacer("affinity: local", "affinity: nearest\n    service.cilium.io/lb-l7: enabled\n    causeway.io/l7-retries: \"3\"",
+		"  - name: http", "  - appProtocol: kubernetes.io/h2c\n    name: http").Replace(shop)
+	services, err := ParseServices([]byte(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := services[0]; s.Affinity != lb.AffinityNearest || s.Ports[0].AppProtocol != "kubernetes.io/h2c" || s.Annotations["causeway.io/l7-retries"] != "3" {
+		t.Errorf("got %+v", s)
+	}
+}
+
 // TestDocumentedManifest holds the manifest of docs/formats.md to what is read.
 func TestDocumentedManifest(t *testing.T) {
 	page, err := os.ReadFile("../docs/formats.md")
@@ -169,7 +181,7 @@ func TestParseServicesRefuses(t *testing.T) {
 		{"namespace: web", "namespace: w_b", `metadata.namespace "w_b"`},
 		{"prometheus.io/scrape: \"true\"", "a: " + strings.Repeat("x", lb.MaxValue), "service web/shop: it takes 66"},
 		{"    prometheus.io/scrape: \"true\"\n", annotations(lb.MaxAnnotations), "service web/shop: 130 annotations, at most 128 are allowed"},
-		{"affinity: local", "affinity: nearest", `document 1: service web/shop: annotation service.cilium.io/affinity has the value "nearest", allowed are none, local, remote`},
+		{"affinity: local", "affinity: nearest", `document 1: service web/shop: annotation service.cilium.io/affinity has the value "nearest", which is allowed with service.cilium.io/lb-l7: enabled only`},
 		{"service.cilium.io/global", "service.cilium.io/globle", `annotation "service.cilium.io/globle" is not known`},
 		{`global: "true"`, `global: true`, "document 1: "}, // not a string: Kubernetes refuses it too
 		{"selector:\n    app: shop", "type: ClusterIP", "spec.selector is missing"},
@@ -220,6 +232,7 @@ func TestParseServicesRefuses(t *testing.T) {
 		{"spec:", "spec:\n  externalIPs: [1.2.3.4]", "spec.externalIPs has no effect"},
 		{"spec:", "spec:\n  externalTrafficPolicy: Local", "spec.externalTrafficPolicy has no effect"},
 		{"spec:", "spec:\n  loadBalancerIP: 1.2.3.4", "spec.loadBalancerIP has no effect"},
+		{"  - name: http", "  - appProtocol: h2 c\n    name: http", `spec.ports[0]: appProtocol "h2 c"`},
 		{"spec:", "spec:\n  externalName: a.b", "spec.externalName has no effect"},
 	} {
 		file := strings.Replace(shop, test.old, test.new, 1)

@@ -20,9 +20,9 @@ const (
 var annotationValues = map[string][]string{
 	AnnotationGlobal:      {"true", "false"},
 	AnnotationShared:      {"true", "false"},
-	AnnotationAffinity:    {string(AffinityNone), string(AffinityLocal), string(AffinityRemote)},
+	AnnotationAffinity:    {string(AffinityNone), string(AffinityLocal), string(AffinityRemote), string(AffinityNearest)},
 	AnnotationL7:          {"enabled", "disabled"},
-	AnnotationL7Algorithm: {"round_robin", "least_request", "random"},
+	AnnotationL7Algorithm: {string(RoundRobin), string(LeastRequest), string(Random)},
 }
 
 // oldAnnotations are names that Cilium once had for the known keys.
@@ -37,6 +37,9 @@ type Options struct {
 	Global   bool
 	Shared   bool // true by default if Global, never without it
 	Affinity Affinity
+	// L7: requests are balanced instead of connections, as Route says.
+	L7    bool
+	Route L7Options
 }
 
 // ParseAnnotations reads a service's annotations. It skips those of others, and refuses what begins with
@@ -44,7 +47,7 @@ type Options struct {
 // silently do nothing. The error is a sentence for the manifest's author.
 func ParseAnnotations(annotations map[string]string) (Options, error) {
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
-		if err := checkAnnotation(key, annotations[key]); err != nil {
+		if err := checkAnnotation(annotations, key); err != nil {
 			return Options{}, err
 		}
 	}
@@ -54,25 +57,58 @@ func ParseAnnotations(annotations map[string]string) (Options, error) {
 	if affinity, ok := annotations[AnnotationAffinity]; ok {
 		options.Affinity = Affinity(affinity)
 	}
-	return options, nil
+	return options.withL7(annotations)
 }
 
-func checkAnnotation(key, value string) error {
+// withL7 adds what a service says of balancing at L7. Where that is switched off for a while, options of it are held to the same
+// rules, so that switching it on brings no surprise, but have no effect.
+func (o Options) withL7(annotations map[string]string) (Options, error) {
+	o.L7 = annotations[AnnotationL7] == "enabled"
+	if o.Affinity == AffinityNearest && !o.L7 {
+		return Options{}, fmt.Errorf("annotation %s has the value %s, which is allowed with %s: enabled only; without it allowed are none, local, remote",
+			AnnotationAffinity, quote(string(o.Affinity)), AnnotationL7)
+	}
+	route, err := parseL7(annotations, o.Affinity)
+	if err != nil {
+		return Options{}, err
+	}
+	if o.L7 {
+		o.Route = route
+	}
+	return o, nil
+}
+
+func checkAnnotation(annotations map[string]string, key string) error {
+	value := annotations[key]
 	if now, ok := oldAnnotations[key]; ok {
 		return fmt.Errorf("annotation %s is Cilium's former name of %s, write that", key, now)
 	}
+	if _, ours := l7Annotations[key]; ours {
+		return checkL7Annotation(annotations, key)
+	}
 	allowed, known := annotationValues[key]
 	if !known {
-		if strings.HasPrefix(key, "service.cilium.io/") || strings.HasPrefix(key, "causeway.io/") {
-			return fmt.Errorf("annotation %s is not known; known are %s", quote(key), strings.Join(slices.Sorted(maps.Keys(annotationValues)), ", "))
+		for _, prefix := range []string{"service.cilium.io/", "causeway.io/"} {
+			if strings.HasPrefix(key, prefix) {
+				return fmt.Errorf("annotation %s is not known; known of %s are %s", quote(key), prefix, strings.Join(knownAnnotations(prefix), ", "))
+			}
 		}
 		return nil
 	}
 	if !slices.Contains(allowed, value) {
 		return fmt.Errorf("annotation %s has the value %s, allowed are %s", key, quote(value), strings.Join(allowed, ", "))
 	}
-	if key == AnnotationL7 && value == "enabled" {
-		return fmt.Errorf("annotation %s: balancing at L7 is not available in this version; remove the annotation or write \"disabled\"", key)
-	}
 	return nil
+}
+
+// knownAnnotations lists the names that may follow the prefix.
+func knownAnnotations(prefix string) []string {
+	var known []string
+	for _, key := range append(slices.Collect(maps.Keys(annotationValues)), slices.Collect(maps.Keys(l7Annotations))...) {
+		if name, ok := strings.CutPrefix(key, prefix); ok {
+			known = append(known, name)
+		}
+	}
+	slices.Sort(known)
+	return known
 }

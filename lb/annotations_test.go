@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -17,18 +18,18 @@ func TestParseAnnotations(t *testing.T) {
 		{name: "global is shared", annotations: map[string]string{AnnotationGlobal: "true"}, want: Options{Global: true, Shared: true, Affinity: AffinityNone}},
 		{name: "not shared", annotations: map[string]string{AnnotationGlobal: "true", AnnotationShared: "false"}, want: Options{Global: true, Affinity: AffinityNone}},
 		{name: "shared without global is nothing", annotations: map[string]string{AnnotationShared: "true"}, want: Options{Affinity: AffinityNone}},
-		{name: "local", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "local"}, want: Options{true, true, AffinityLocal}},
-		{name: "remote", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "remote"}, want: Options{true, true, AffinityRemote}},
+		{name: "local", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "local"}, want: Options{Global: true, Shared: true, Affinity: AffinityLocal}},
+		{name: "remote", annotations: map[string]string{AnnotationGlobal: "true", AnnotationAffinity: "remote"}, want: Options{Global: true, Shared: true, Affinity: AffinityRemote}},
 		{name: "L7 off", annotations: map[string]string{AnnotationL7: "disabled", AnnotationL7Algorithm: "least_request"}, want: Options{Affinity: AffinityNone}},
+		{name: "L7", annotations: map[string]string{AnnotationL7: "enabled"}, want: Options{Affinity: AffinityNone, L7: true, Route: DefaultL7Options()}},
 
-		{name: "L7", annotations: map[string]string{AnnotationL7: "enabled"}, err: "L7 is not available in this version"},
 		{name: "L7 value", annotations: map[string]string{AnnotationL7: "true"}, err: `has the value "true", allowed are enabled, disabled`},
 		{name: "algorithm", annotations: map[string]string{AnnotationL7Algorithm: "fastest"}, err: "round_robin, least_request, random"},
-		{name: "affinity value", annotations: map[string]string{AnnotationAffinity: "nearest"}, err: `service.cilium.io/affinity has the value "nearest", allowed are none, local, remote`},
-		{name: "affinity empty", annotations: map[string]string{AnnotationAffinity: ""}, err: "allowed are none, local, remote"},
+		{name: "affinity value", annotations: map[string]string{AnnotationAffinity: "nearest"}, err: `service.cilium.io/affinity has the value "nearest", which is allowed with service.cilium.io/lb-l7: enabled only`},
+		{name: "affinity empty", annotations: map[string]string{AnnotationAffinity: ""}, err: "allowed are none, local, remote, nearest"},
 		{name: "boolean", annotations: map[string]string{AnnotationGlobal: "yes"}, err: `has the value "yes", allowed are true, false`},
 		{name: "boolean case", annotations: map[string]string{AnnotationGlobal: "True"}, err: "allowed are true, false"},
-		{name: "misspelt", annotations: map[string]string{"service.cilium.io/globl": "true"}, err: "known are service.cilium.io/affinity, service.cilium.io/global, "},
+		{name: "misspelt", annotations: map[string]string{"service.cilium.io/globl": "true"}, err: "known of service.cilium.io/ are affinity, global, lb-l7, "},
 		{name: "ours", annotations: map[string]string{"causeway.io/weight": "3"}, err: `"causeway.io/weight" is not known`},
 		{name: "former", annotations: map[string]string{"io.cilium/global-service": "true"}, err: "write that"},
 	} {
@@ -40,7 +41,7 @@ func TestParseAnnotations(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || got != test.want {
+			if err != nil || !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, %v, want %+v", got, err, test.want)
 			}
 		})

@@ -53,9 +53,9 @@ func CheckService(s Service) error {
 		return err
 	}
 	switch s.Affinity {
-	case AffinityNone, AffinityLocal, AffinityRemote:
+	case AffinityNone, AffinityLocal, AffinityRemote, AffinityNearest:
 	default:
-		return fmt.Errorf("affinity %s is not one of none, local, remote", quote(string(s.Affinity)))
+		return fmt.Errorf("affinity %s is not one of none, local, remote, nearest", quote(string(s.Affinity)))
 	}
 	if s.Shared && !s.Global {
 		return errors.New("it is shared but not global")
@@ -112,6 +112,9 @@ func CheckPorts(ports []ServicePort) error {
 		}
 		if p.TargetPort == 0 {
 			return fmt.Errorf("port %d/%s has no target port", p.Port, p.Protocol)
+		}
+		if err := checkAppProtocol(p); err != nil {
+			return err
 		}
 		if len(ports) > 1 && p.Name == "" {
 			return fmt.Errorf("port %d/%s needs a name, because the service has several ports", p.Port, p.Protocol)

@@ -11,7 +11,7 @@ import (
 const (
 	serviceKey   = "causeway/v1/services/east/web/shop"
 	serviceValue = `{"cluster":"east","clusterID":1,"service":{"namespace":"web","name":"shop"},"global":true,"shared":true,` +
-		`"affinity":"local","clusterIPs":["100.64.64.10"],"ports":[{"name":"http","protocol":"TCP","port":80,"targetPort":8080},` +
+		`"affinity":"local","clusterIPs":["100.64.64.10"],"ports":[{"name":"http","protocol":"TCP","port":80,"targetPort":8080,"appProtocol":"kubernetes.io/h2c"},` +
 		`{"name":"dns","protocol":"UDP","port":53,"targetPort":5353}],"selector":{"app":"shop"},` +
 		`"annotations":{"service.cilium.io/global":"true"}}`
 
@@ -29,7 +29,7 @@ func TestDecodeService(t *testing.T) {
 	want := Service{
 		Cluster: "east", ClusterID: 1, Name: Name{"web", "shop"}, Global: true, Shared: true, Affinity: AffinityLocal,
 		ClusterIPs:  []netip.Addr{netip.MustParseAddr("100.64.64.10")},
-		Ports:       []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}, {Name: "dns", Protocol: UDP, Port: 53, TargetPort: 5353}},
+		Ports:       []ServicePort{{Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080, AppProtocol: "kubernetes.io/h2c"}, {Name: "dns", Protocol: UDP, Port: 53, TargetPort: 5353}},
 		Selector:    map[string]string{"app": "shop"},
 		Annotations: map[string]string{"service.cilium.io/global": "true"},
 	}
@@ -78,7 +78,7 @@ func TestDecodeServiceRefuses(t *testing.T) {
 		{`"clusterID":1`, `"clusterID":1,"clusterID":2`, `duplicate field "clusterID"`},
 		{`"app":"shop"`, `"app":"shop","app":"cart"`, `duplicate field`},
 		{`"clusterID":1`, `"ClusterID":1`, "cluster ID is missing"},
-		{`"affinity":"local"`, `"affinity":"nearest"`, `affinity "nearest" is not one of none, local, remote`},
+		{`"affinity":"local"`, `"affinity":"near"`, `affinity "near" is not one of none, local, remote, nearest`},
 		{`"global":true`, `"global":false`, "shared but not global"},
 		{`"global":true`, `"global":"true"`, "JSON"},
 		{`["100.64.64.10"]`, `[]`, "0 cluster IPs"},
@@ -87,6 +87,7 @@ func TestDecodeServiceRefuses(t *testing.T) {
 		{`["100.64.64.10"]`, `["100.64.64.300"]`, "JSON"},
 		{`"port":80`, `"port":0`, `port "http" has no number`},
 		{`"port":80`, `"port":65536`, "JSON"},
+		{`"kubernetes.io/h2c"`, `"` + strings.Repeat("x", MaxAppProtocol+1) + `"`, "at most 317 are allowed"},
 		{`"targetPort":8080`, `"targetPort":0`, "port 80/TCP has no target port"},
 		{`"protocol":"TCP"`, `"protocol":"SCTP"`, `protocol "SCTP" is not one of TCP, UDP`},
 		{`"name":"dns"`, `"name":"http"`, `port "http" 53/UDP is declared twice`},

@@ -51,7 +51,7 @@ func (v ServiceView) merged(s *Service) bool {
 // affinity is the local declaration's: who calls decides.
 func (v ServiceView) affinity() Affinity {
 	if local := v.local(); local != nil {
-		return local.Affinity
+		return l4Affinity(local.Affinity)
 	}
 	return AffinityNone
 }
@@ -87,11 +87,14 @@ func Targets(view ServiceView, b Backend) []Target {
 
 // portKey names a port across clusters, at addresses of a's family: by its name, or by its number if it has none.
 func portKey(service Name, p ServicePort, a netip.Addr) PortKey {
-	name := p.Name
-	if name == "" {
-		name = strconv.Itoa(int(p.Port))
+	return PortKey{Service: service, Port: p.key(), Protocol: p.Protocol, Family: FamilyOf(a)}
+}
+
+func (p ServicePort) key() string {
+	if p.Name == "" {
+		return strconv.Itoa(int(p.Port))
 	}
-	return PortKey{Service: service, Port: name, Protocol: p.Protocol, Family: FamilyOf(a)}
+	return p.Name
 }
 
 // Frontends returns what clients of this cluster may connect to for this service: each cluster IP of every cluster
@@ -110,7 +113,8 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 		return compareOwners(view.Self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster)
 	})
 
-	c := claims{view: view, byKey: map[FrontendKey]Frontend{}}
+	_, l7, _ := view.L7()
+	c := claims{view: view, l7: l7, byKey: map[FrontendKey]Frontend{}}
 	for _, owner := range declared {
 		for _, ip := range owner.ClusterIPs {
 			reason := ""
@@ -135,6 +139,7 @@ func (v ServiceView) declaresHere(ip netip.Addr) bool {
 // claims collects the frontends of one service.
 type claims struct {
 	view     ServiceView
+	l7       bool // the service is balanced at L7, as far as it is TCP
 	byKey    map[FrontendKey]Frontend
 	accepted []Frontend
 	refused  []Refusal
@@ -156,6 +161,7 @@ func (c *claims) claim(owner *Service, ip netip.Addr, declared []*Service, reaso
 				Cluster:     owner.Cluster,
 				ClusterID:   owner.ClusterID,
 				Affinity:    c.view.affinity(),
+				L7:          c.l7 && p.Protocol == TCP,
 			}, reason)
 		}
 	}

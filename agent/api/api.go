@@ -91,6 +91,8 @@ type Service struct {
 	Frontends []Frontend `json:"frontends"`
 	// Backends that are chosen from, with the status of each.
 	Backends []Backend `json:"backends"`
+	// Routes say how its ports are balanced at L7; none if it is not.
+	Routes []lb.Route `json:"routes,omitempty"`
 }
 
 // Frontend of a Service.
@@ -197,6 +199,8 @@ type BPFFrontend struct {
 	ServiceID uint32 `json:"serviceID"`
 	Service   string `json:"service,omitempty"`
 	Affinity  string `json:"affinity"`
+	// L7: connections are the node's L7 proxy's, as long as it listens; otherwise they go to the backends below.
+	L7 bool `json:"l7,omitempty"`
 	// Backends that new connections choose from.
 	Backends []BPFBackend `json:"backends"`
 	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.

@@ -33,16 +33,20 @@ const (
 )
 
 func bpfLBTable(frontends []api.BPFFrontend) *table {
-	t := newTable("FRONTEND", "SERVICE", "AFFINITY", "GROUP", "SLOT", "BACKEND", "STATE", "NODE", "ENDPOINT")
+	t := newTable("FRONTEND", "SERVICE", "LEVEL", "AFFINITY", "GROUP", "SLOT", "BACKEND", "STATE", "NODE", "ENDPOINT")
 	for _, f := range frontends {
 		frontend := hostPort(f.Address, f.Port, f.Protocol)
+		level := "L4"
+		if f.L7 {
+			level = "L7"
+		}
 		add := func(state string, backends []api.BPFBackend) {
 			for _, b := range backends {
-				t.add(frontend, f.Service, f.Affinity, b.Group, b.Slot, hostPort(b.Address, b.Port, f.Protocol), state, qualified(b.Cluster, b.Node), b.Endpoint)
+				t.add(frontend, f.Service, level, f.Affinity, b.Group, b.Slot, hostPort(b.Address, b.Port, f.Protocol), state, qualified(b.Cluster, b.Node), b.Endpoint)
 			}
 		}
 		if len(f.Backends)+len(f.Quarantined) == 0 {
-			t.add(frontend, f.Service, f.Affinity, "", "", "none", "", "", "")
+			t.add(frontend, f.Service, level, f.Affinity, "", "", "none", "", "", "")
 		}
 		state := stateActive
 		if f.FailOpen {

@@ -173,12 +173,12 @@ var lists = []struct {
 		`[{"cluster":"west","clusterID":2,"prefix":"10.2.1.7/32","identity":131328,"node":"node1","nodeAddress":"172.29.2.11","status":{"kind":"pending"}}]`,
 		"PREFIX       IDENTITY  NODE        NODE ADDRESS  ENDPOINT  STATUS\n10.2.1.7/32  131328    west/node1  172.29.2.11   -         pending\n"},
 	{[]string{"service", "list"}, "/v1/services", serviceAnswer,
-		"SERVICE       FRONTEND              OWNER  DECLARED BY  AFFINITY  BACKENDS        STATUS\n" +
-			"default/shop  100.64.64.1:80/TCP  east   east (global), west  none      east 1, west 2  pending\n"},
+		"SERVICE       FRONTEND              OWNER  DECLARED BY  AFFINITY  L7       BACKENDS        STATUS\n" +
+			"default/shop  100.64.64.1:80/TCP  east   east (global), west  nearest   random  east 1, west 2  pending\n"},
 	{[]string{"bpf", "lb", "list"}, "/v1/bpf/lb",
 		`[{"address":"100.64.64.1","port":80,"protocol":"TCP","serviceID":1,"service":"default/shop","affinity":"none","quarantined":[],"backends":[{"id":1,"slot":0,"group":"local","address":"10.1.1.5","port":8080,"cluster":"east","node":"node1","endpoint":"default/shop-1"}]}]`,
-		"FRONTEND            SERVICE       AFFINITY  GROUP  SLOT  BACKEND            STATE   NODE        ENDPOINT\n" +
-			"100.64.64.1:80/TCP  default/shop  none      local  0     10.1.1.5:8080/TCP  active  east/node1  default/shop-1\n"},
+		"FRONTEND            SERVICE       LEVEL  AFFINITY  GROUP  SLOT  BACKEND            STATE   NODE        ENDPOINT\n" +
+			"100.64.64.1:80/TCP  default/shop  L4     none      local  0     10.1.1.5:8080/TCP  active  east/node1  default/shop-1\n"},
 	{[]string{"bpf", "address", "list"}, "/v1/bpf/addresses",
 		`[{"prefix":"10.1.1.5/32","identity":65792,"labels":"app=shop","node":"node1","cluster":"east","endpoint":"default/shop-1"},
 		{"prefix":"10.2.1.5/32","identity":131328,"node":"node1","cluster":"west","tunnel":"172.29.2.11"},{"prefix":"10.2.0.0/16","identity":0,"blackhole":true}]`,
@@ -193,7 +193,7 @@ const bpfLBAnswer = `[
 {"address":"100.64.64.1","port":80,"protocol":"TCP","serviceID":1,"service":"default/shop","affinity":"none",
 "backends":[{"id":1,"slot":0,"group":"local","address":"10.1.1.5","port":8080,"cluster":"east","node":"node1","endpoint":"default/shop-1"}],
 "quarantined":[{"id":2,"slot":0,"group":"remote","address":"10.2.1.5","port":8080,"cluster":"west","node":"node1","endpoint":"default/shop-1"}]},
-{"address":"100.64.64.2","port":80,"protocol":"TCP","serviceID":2,"service":"default/cart","affinity":"none","failOpen":true,
+{"address":"100.64.64.2","port":80,"protocol":"TCP","serviceID":2,"service":"default/cart","l7":true,"affinity":"none","failOpen":true,
 "backends":[{"id":3,"slot":0,"group":"remote","address":"10.2.1.6","port":8080,"cluster":"west","node":"node1"}],"quarantined":[]},
 {"address":"100.64.64.3","port":80,"protocol":"TCP","serviceID":3,"service":"default/till","affinity":"none","backends":[],"quarantined":[]}]`
 
@@ -208,7 +208,8 @@ const dualStackAnswer = `[{"service":{"namespace":"default","name":"shop"},
 
 const serviceAnswer = `[{"service":{"namespace":"default","name":"shop"},
 "declared":[{"cluster":"east","service":{"namespace":"default","name":"shop"},"global":true,"shared":true},{"cluster":"west","service":{"namespace":"default","name":"shop"}}],
-"frontends":[{"address":"100.64.64.1","port":80,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"cluster":"east","affinity":"none","status":{"kind":"done"}}],
+"frontends":[{"address":"100.64.64.1","port":80,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"cluster":"east","affinity":"none","l7":true,"status":{"kind":"done"}}],
+"routes":[{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"number":80,"options":{"algorithm":"random","affinity":"nearest"}}],
 "backends":[
 {"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"address":"10.1.1.5","number":8080,"cluster":"east","status":{"kind":"done"}},
 {"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP"},"address":"10.2.1.5","number":8080,"cluster":"west","status":{"kind":"pending"}},
@@ -238,9 +239,9 @@ func fields(s string) string {
 func TestServiceListCountsTheBackendsOfAnAddressesFamily(t *testing.T) {
 	a := newFakeAgent(t, map[string]string{"GET /v1/services": dualStackAnswer})
 	got := cli(t, nil, "service", "list", "--socket", a.socket)
-	want := `SERVICE       FRONTEND             OWNER  DECLARED BY    AFFINITY  BACKENDS  STATUS
-default/shop  100.64.64.1:80/TCP   east   east (global)  none      east 1    done
-default/shop  [fd00:1::1]:80/TCP  east   east (global)  none      none      done
+	want := `SERVICE       FRONTEND             OWNER  DECLARED BY    AFFINITY  L7 BACKENDS  STATUS
+default/shop  100.64.64.1:80/TCP   east   east (global)  none  -    east 1    done
+default/shop  [fd00:1::1]:80/TCP  east   east (global)  none  -    none      done
 `
 	if got.code != exitOK || fields(got.out) != fields(want) {
 		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)
@@ -250,11 +251,11 @@ default/shop  [fd00:1::1]:80/TCP  east   east (global)  none      none      done
 func TestBPFLBShowsWhoGetsConnections(t *testing.T) {
 	a := newFakeAgent(t, map[string]string{"GET /v1/bpf/lb": bpfLBAnswer})
 	got := cli(t, nil, "bpf", "lb", "list", "--socket", a.socket)
-	want := `FRONTEND            SERVICE       AFFINITY  GROUP   SLOT  BACKEND            STATE               NODE        ENDPOINT
-100.64.64.1:80/TCP  default/shop  none      local   0     10.1.1.5:8080/TCP  active              east/node1  default/shop-1
-100.64.64.1:80/TCP  default/shop  none      remote  0     10.2.1.5:8080/TCP  quarantined         west/node1  default/shop-1
-100.64.64.2:80/TCP  default/cart  none      remote  0     10.2.1.6:8080/TCP  active (fail open)  west/node1  -
-100.64.64.3:80/TCP  default/till  none      -       -     none               -                   -           -
+	want := `FRONTEND            SERVICE       LEVEL  AFFINITY  GROUP   SLOT  BACKEND            STATE               NODE        ENDPOINT
+100.64.64.1:80/TCP  default/shop  L4     none      local   0     10.1.1.5:8080/TCP  active              east/node1  default/shop-1
+100.64.64.1:80/TCP  default/shop  L4     none      remote  0     10.2.1.5:8080/TCP  quarantined         west/node1  default/shop-1
+100.64.64.2:80/TCP  default/cart  L7     none      remote  0     10.2.1.6:8080/TCP  active (fail open)  west/node1  -
+100.64.64.3:80/TCP  default/till  L4     none      -       -     none               -                   -           -
 `
 	if got.code != exitOK || got.out != want {
 		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)

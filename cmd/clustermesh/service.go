@@ -35,17 +35,27 @@ func newServiceListCommand(e *env) *cobra.Command {
 
 // serviceTable has a row for each address and port that clients connect to.
 func serviceTable(services []api.Service) *table {
-	t := newTable("SERVICE", "FRONTEND", "OWNER", "DECLARED BY", "AFFINITY", "BACKENDS", "STATUS")
+	t := newTable("SERVICE", "FRONTEND", "OWNER", "DECLARED BY", "AFFINITY", "L7", "BACKENDS", "STATUS")
 	for _, s := range services {
 		if len(s.Frontends) == 0 {
-			t.add(s.Name, "", "", declarers(s), "", len(s.Backends), "")
+			t.add(s.Name, "", "", declarers(s), "", "", len(s.Backends), "")
 		}
 		for _, f := range s.Frontends {
-			t.add(s.Name, hostPort(f.Address.String(), f.Port, string(f.Protocol)), f.Cluster, declarers(s), f.Affinity,
+			affinity, algorithm := balancing(s, f)
+			t.add(s.Name, hostPort(f.Address.String(), f.Port, string(f.Protocol)), f.Cluster, declarers(s), affinity, algorithm,
 				backendCounts(s.Backends, f.Target), rowStatus(worst(f, s.Backends)))
 		}
 	}
 	return t
+}
+
+// balancing returns a frontend's affinity, and its algorithm if it is balanced at L7, which may have another affinity than L4 can.
+func balancing(s api.Service, f api.Frontend) (lb.Affinity, lb.L7Algorithm) {
+	i := slices.IndexFunc(s.Routes, func(r lb.Route) bool { return r.Port == f.Target })
+	if i < 0 || !f.L7 {
+		return f.Affinity, ""
+	}
+	return s.Routes[i].Options.Affinity, s.Routes[i].Options.Algorithm
 }
 
 // declarers names the clusters that declare s, and whether each does for itself only.
@@ -101,7 +111,8 @@ The selector picks endpoints of this cluster. Given clusterIPs are honoured, els
 ipFamilyPolicy is PreferDualStack or RequireDualStack. Annotations:
   service.cilium.io/global: "true"         merge with the service of the same name of other clusters
   service.cilium.io/shared: "false"        keep this cluster's backends from the others
-  service.cilium.io/affinity: none|local|remote    whose backends are preferred`,
+  service.cilium.io/affinity: none|local|remote    whose backends are preferred
+  service.cilium.io/lb-l7: enabled         balance requests instead of connections; docs/formats.md has what more can be said of that`,
 		Example: `  clustermesh service apply -f shop.yaml
   clustermesh service apply --node east/node1 -f - < shop.yaml`,
 		Args: cobra.NoArgs,

@@ -3,6 +3,7 @@
 #include "lib/drops.h"
 #include "lib/echo.h"
 #include "lib/endpoints.h"
+#include "lib/l7.h"
 #include "lib/nodes.h"
 #include "lib/services.h"
 #include "lib/translations.h"
@@ -21,6 +22,8 @@ struct {
 const enum drop_reason unused_drop_reason __attribute__((unused));
 const enum direction unused_direction __attribute__((unused));
 const enum address_kind unused_address_kind __attribute__((unused));
+const enum frontend_flag unused_frontend_flag __attribute__((unused));
+const enum l7_family unused_l7_family __attribute__((unused));
 const enum affinity unused_affinity __attribute__((unused));
 const enum backend_group unused_backend_group __attribute__((unused));
 const enum node_mode unused_node_mode __attribute__((unused));

@@ -8,12 +8,10 @@
 #include "lib/mss.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/podside.h"
 #include "lib/toobig.h"
 #include "lib/tunnel.h"
 #include "lib/wireguard.h"
-
-/* This node's address on the pods' side, which no pod has; unset: none. */
-volatile const struct ip_addr pod_side_address = {};
 
 /* Tells whether a packet came the way that its node is to be reached: from its address on the underlay, or out of WireGuard from
  * one of its tunnel addresses, each of which WireGuard binds to a key of the node. */
@@ -32,11 +30,21 @@ static __always_inline bool came_by_its_way(const struct __sk_buff *skb, const s
 	}
 }
 
-/* Tells whether a node may send as identity: only as its own cluster's, or as itself. */
-static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct ip_addr *inner_src)
+/* Tells whether an address is one of a node's own on the pods' side: in its pod ranges, but no pod's. */
+static __always_inline bool is_own_pod_side(const struct node *node, const struct ip_addr *a)
+{
+	const struct address *address = address_lookup(a);
+
+	return address && address->kind == ADDRESS_REMOTE && !address->identity && ip_addr_equal(&address->tunnel, &node->address);
+}
+
+/* Tells whether a node may send as identity: only as its own cluster's, or as itself. For its own processes its
+ * proxy does that by TCP from the pods' side. */
+static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct packet *p)
 {
 	if (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE)
-		return ip_addr_equal(inner_src, &node->address);
+		return ip_addr_equal(&p->src, &node->address) ||
+		       (identity == IDENTITY_REMOTE_NODE && p->protocol == IPPROTO_TCP && is_own_pod_side(node, &p->src));
 	return identity_cluster(identity) == node->cluster && !identity_is_reserved(identity & 0xffff);
 }
 
@@ -103,17 +111,31 @@ int from_overlay(struct __sk_buff *skb)
 		return drop(skb, DROP_MALFORMED, INGRESS);
 	if (identity == IDENTITY_REMOTE_NODE && ip_addr_is(&p.dst, &pod_side_address) && !ip_addr_equal(&p.src, &node->address))
 		return to_this_node(skb, &p, node, true);
-	if (!may_send_as(node, identity, &p.src))
+	if (!may_send_as(node, identity, &p))
 		return drop(skb, DROP_FOREIGN_IDENTITY, INGRESS);
 
 	mss_clamp(skb, &p, node->mtu);
 	dst = endpoint_lookup(&p.dst);
 	if (dst)
 		return endpoint_deliver(skb, &p, dst, INGRESS);
+	if (is_pod_side(&p.dst) && is_answer(skb, &p))
+		return PASS;
 	if (!ip_addr_is(&p.dst, &node_address))
 		return drop(skb, DROP_NO_ENDPOINT, INGRESS);
 	/* Only a node as itself: what a pod sends is never taken for an echo. */
 	return identity == IDENTITY_REMOTE_NODE ? to_this_node(skb, &p, node, false) : PASS;
+}
+
+/* Returns who has sent a packet that does not come from a pod's program: this node, or in whose name its proxy has. */
+static __always_inline __u32 sender_identity(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 identity;
+
+	if ((skb->mark & PROXY_MARK_MASK) != PROXY_MARK || !is_pod_side(&p->src))
+		return IDENTITY_REMOTE_NODE;
+	identity = skb->mark & ~PROXY_MARK_MASK;
+	skb->mark = 0; /* It has served; the underlay has marks of its own. */
+	return identity_is_reserved(identity) ? IDENTITY_REMOTE_NODE : identity;
 }
 
 /* Packets that a pod's program has sent here know where to go already; others are from this node's own
@@ -140,8 +162,12 @@ int to_overlay(struct __sk_buff *skb)
 	if (!dst || dst->kind != ADDRESS_REMOTE)
 		return drop(skb, DROP_UNUSED_ADDRESS, EGRESS);
 	node = node_lookup(&dst->tunnel);
-	reason = tunnel_prepare(skb, node, IDENTITY_REMOTE_NODE, node && packet_fit(skb, &p, node) == FIT_IN_FRAGMENTS);
-	return reason ? drop(skb, reason, EGRESS) : PASS;
+	identity = sender_identity(skb, &p);
+	reason = tunnel_prepare(skb, node, identity, node && packet_fit(skb, &p, node) == FIT_IN_FRAGMENTS);
+	if (reason)
+		return drop(skb, reason, EGRESS);
+	mss_clamp(skb, &p, node->mtu);
+	return PASS;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -2,9 +2,11 @@
 #include "lib/addresses.h"
 #include "lib/drops.h"
 #include "lib/endpoints.h"
+#include "lib/l7.h"
 #include "lib/mss.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/podside.h"
 #include "lib/toobig.h"
 #include "lib/tunnel.h"
 
@@ -56,6 +58,8 @@ int from_pod(struct __sk_buff *skb)
 	dst = endpoint_lookup(&p.dst);
 	if (dst)
 		return endpoint_deliver(skb, &p, dst, EGRESS);
+	if (is_pod_side(&p.dst))
+		return is_answer(skb, &p) ? PASS : drop(skb, DROP_NO_ENDPOINT, EGRESS);
 
 	address = address_lookup(&p.dst);
 	if (!address)
@@ -66,6 +70,8 @@ int from_pod(struct __sk_buff *skb)
 	case ADDRESS_LOCAL:
 		return drop(skb, DROP_NO_ENDPOINT, EGRESS);
 	default:
+		if (l7_has_address(&p.dst))
+			return PASS; /* The proxy's, or refused: see proxy.c. */
 		return drop(skb, DROP_UNUSED_ADDRESS, EGRESS);
 	}
 }

@@ -1,9 +1,11 @@
 /* Services, translated where sockets name their peer: the cgroup's connect, sendmsg, recvmsg and
- * getpeername hooks. Packets never carry a service's address.
+ * getpeername hooks. Packets never carry a service's address, but
+ * for those to the node's own proxy.
  *
  * IPv6 sockets may name IPv4 peers, as ::ffff:a.b.c.d. The verifier lets a hook touch the
  * address fields of one family only, so each reads and writes its own; what happens in between is the same. */
 #include "lib/drops.h"
+#include "lib/l7.h"
 #include "lib/net.h"
 #include "lib/services.h"
 #include "lib/translations.h"
@@ -86,7 +88,18 @@ static __always_inline struct translation_key translation_key(struct bpf_sock_ad
 	return key;
 }
 
-/* Replaces a service's address with that of one of its backends. Returns the hook's verdict. */
+/* Tells whether this node's proxy takes connections to an address. */
+static __always_inline bool proxy_listens(const struct ip_addr *a)
+{
+	void *listener = l7_listener(a);
+
+	if (!listener)
+		return false;
+	bpf_sk_release(listener);
+	return true;
+}
+
+/* Replaces a service's address with that of one of its backends, unless its connections are the proxy's. Returns the hook's verdict. */
 static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *peer)
 {
 	const __u8 protocol = frontend_protocol(ctx);
@@ -100,6 +113,11 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 	frontend = frontend_lookup(&peer->address, peer->port, protocol);
 	if (!frontend)
 		return ALLOW;
+	if (frontend_is_l7(frontend, protocol)) {
+		if (proxy_listens(&peer->address))
+			return ALLOW;
+		count_l7_fallback();
+	}
 	backend = service_choose(frontend);
 	/* Of the other family it could not be written where it has to be. */
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&peer->address)) {

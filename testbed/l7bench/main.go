@@ -1,32 +1,34 @@
-// L7bench measures HTTP proxies beside each other on loopback: requests a second, latency, and processor time a request, for small answers and
-// for 64 KiB. Each proxy has one worker and keeps its connections; the rounds are interleaved, so that what else the machine does meets all.
+// L7bench measures proxies beside each other on loopback: requests a second, latency, and processor time a request, for HTTP/1.1 with small
+// answers and with 64 KiB, and for unary calls of gRPC; then their memory with many idle connections. Each proxy has one worker and keeps its
+// connections to the same backends; the rounds are interleaved, so that what else the machine does meets all.
 //
-//	go run ./testbed/l7bench -rounds 5 -time 3s
-//	go run ./testbed/l7bench -proxy 'clustermesh proxy --standalone state.json'
+//	go build -o /tmp/clustermesh ./cmd/clustermesh
+//	go run ./testbed/l7bench -clustermesh /tmp/clustermesh -rounds 5 -time 3s
 //
-// A command given with -proxy must listen on 127.0.0.1:18083 and balance over the backends 127.0.0.11:18080 and 127.0.0.12:18080, which
-// answer /small with 13 bytes and /large with 64 KiB. It runs with GOMAXPROCS=1 on the first processor, as the other proxies do; the client
-// and the backends run on the others.
+// One more proxy, of HTTP/1.1, may be given with -proxy; it must listen on 127.0.0.1:18085 and balance over the backends 127.0.0.11:18080 and
+// 127.0.0.12:18080, which answer /small with 13 bytes and /large with 64 KiB. All proxies run on the first processor, those in Go with
+// GOMAXPROCS=1; the client and the backends run on the second.
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"time"
 )
 
 func main() {
-	rounds := flag.Int("rounds", 5, "interleaved rounds")
-	length := flag.Duration("time", 2*time.Second, "of one measurement")
-	conns := flag.Int("connections", 64, "of the client, each with one request at a time")
-	command := flag.String("proxy", "", "command of one more proxy, which listens on 127.0.0.1:18083")
-	role := flag.String("role", "", "of a child process: client, backend or net-http")
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "interleaved rounds")
+	flag.DurationVar(&o.length, "time", 2*time.Second, "of one measurement")
+	flag.IntVar(&o.conns, "connections", 64, "of the HTTP/1.1 client, each with one request at a time")
+	flag.IntVar(&o.idle, "idle", 10000, "connections that wait while memory is looked at; 0: don't look")
+	flag.StringVar(&o.program, "clustermesh", "", "the `PROGRAM` whose proxy is measured as \"ours\"")
+	flag.StringVar(&o.command, "proxy", "", "`COMMAND` of one more proxy, which listens on 127.0.0.1:18085")
+	role := flag.String("role", "", "of a child process: backend, net-http, http1-client, grpc-client or idle-client")
 	target := flag.String("target", "", "address of the client's proxy")
 	path := flag.String("path", "/small", "that the client asks for")
 	flag.Parse()
@@ -35,90 +37,22 @@ func main() {
 	var err error
 	switch *role {
 	case "backend":
-		err = backend()
+		err = serveBackends()
 	case "net-http":
 		err = netHTTP()
-	case "client":
-		err = client(*target, *path, *conns, *length)
+	case "http1-client":
+		err = http1Client(*target, *path, o.conns, o.length)
+	case "grpc-client":
+		err = grpcClient(*target, *path, o.length)
+	case "idle-client":
+		err = idleClient(*target, o.idle)
 	case "":
-		err = bench(ctx, *command, *rounds, *conns, *length)
+		err = bench(ctx, o)
 	default:
-		err = fmt.Errorf("-role %s is none of client, backend and net-http", *role)
+		err = fmt.Errorf("-role %s is none of backend, net-http, http1-client, grpc-client and idle-client", *role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
-	}
-}
-
-// maxRatio of our processor time for a small request to that of the better of haproxy and nginx.
-const maxRatio = 1.3
-
-func bench(ctx context.Context, command string, rounds, conns int, length time.Duration) error {
-	dir, err := os.MkdirTemp("", "causeway-l7bench.")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	proxies, stop, err := start(ctx, dir, command)
-	defer stop()
-	if err != nil {
-		return err
-	}
-	for _, path := range []string{"/small", "/large"} {
-		fmt.Printf("HTTP/1.1 %s, %d connections\n%5s  %-10s %9s %8s %8s %9s\n", path, conns, "round", "proxy", "req/s", "p50 µs", "p99 µs", "CPU µs")
-		all := map[string][]sample{}
-		for round := range rounds {
-			for i := range proxies {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				p := proxies[(i+round)%len(proxies)] // who is first changes
-				s, err := measure(ctx, p, path, conns, length)
-				if err != nil {
-					return fmt.Errorf("%s: %w", p.name, err)
-				}
-				all[p.name] = append(all[p.name], s)
-				s.print(fmt.Sprint(round+1), p.name)
-			}
-		}
-		for _, p := range proxies {
-			median(all[p.name]).print("median", p.name)
-		}
-		best := min(median(all["haproxy"]).CPU, median(all["nginx"]).CPU)
-		for _, p := range proxies {
-			fmt.Printf("%s takes %.2f of the better of haproxy and nginx\n", p.name, median(all[p.name]).CPU/best)
-		}
-		if ours := all["ours"]; path == "/small" && len(ours) > 0 && median(ours).CPU/best > maxRatio {
-			return errors.New("more processor time a request than 1.3 of the better one")
-		}
-	}
-	return nil
-}
-
-// sample is one measurement; times are in microseconds.
-type sample struct {
-	Rate, P50, P99, CPU float64
-}
-
-func (s sample) print(round, name string) {
-	fmt.Printf("%6s %-10s %9.0f %8.0f %8.0f %9.1f\n", round, name, s.Rate, s.P50, s.P99, s.CPU)
-}
-
-func median(all []sample) sample {
-	of := func(field func(sample) float64) float64 {
-		if len(all) == 0 {
-			return 0
-		}
-		v := make([]float64, len(all))
-		for i, s := range all {
-			v[i] = field(s)
-		}
-		slices.Sort(v)
-		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-	}
-	return sample{
-		of(func(s sample) float64 { return s.Rate }), of(func(s sample) float64 { return s.P50 }),
-		of(func(s sample) float64 { return s.P99 }), of(func(s sample) float64 { return s.CPU }),
 	}
 }

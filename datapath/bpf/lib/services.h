@@ -23,6 +23,10 @@ enum algorithm {
 	ALGORITHM_RANDOM = 0,
 };
 
+enum frontend_flag {
+	FRONTEND_L7 = 1, /* connections are this node's proxy's, as long as it listens: see l7.h */
+};
+
 enum backend_group {
 	GROUP_LOCAL = 0, /* backends of this cluster */
 	GROUP_REMOTE, /* backends of other clusters */
@@ -45,7 +49,7 @@ struct frontend {
 	__u8 owner; /* ID of the cluster that the address is of */
 	__u8 affinity; /* enum affinity */
 	__u8 algorithm; /* enum algorithm */
-	__u8 flags;
+	__u8 flags; /* enum frontend_flag */
 	__u32 session_seconds; /* how long a client stays with its backend; 0: not at all */
 	__be16 l7_port; /* where this node's L7 proxy listens for it; 0: none */
 	__u8 pad[2];
