@@ -87,12 +87,6 @@ type MetricsConfig struct {
 	Listen string `json:"listen,omitempty"`
 }
 
-// XDSConfig says where Envoy's discovery protocol is served.
-type XDSConfig struct {
-	// Listen is the host:port at which clients with a certificate of the cluster's authority are answered, as in 172.29.1.11:7960. Default: none.
-	Listen string `json:"listen,omitempty"`
-}
-
 // ProxyConfig says how this node's L7 proxy is run.
 type ProxyConfig struct {
 	// Cgroup v2 directory that the proxy is put into, so that it outlives the agent where what supervises the agent kills its cgroup; default: it
@@ -102,6 +96,12 @@ type ProxyConfig struct {
 	AccessLog float64 `json:"accessLog,omitempty"`
 	// OTLPEndpoint is the collector that spans are sent to, by gRPC: http://HOST:PORT, https://HOST:PORT. Default: there are no spans.
 	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
+}
+
+// XDSConfig says where Envoy's discovery protocol is served.
+type XDSConfig struct {
+	// Listen is the host:port at which clients with a certificate of the cluster's authority are answered, as in 172.29.1.11:7960. Default: none.
+	Listen string `json:"listen,omitempty"`
 }
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.

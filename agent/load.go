@@ -93,13 +93,13 @@ func (c *Config) check() error {
 			return fmt.Errorf("metrics.listen %q: want an address and a port, like 127.0.0.1:9464", listen)
 		}
 	}
+	if err := c.checkProxy(); err != nil {
+		return err
+	}
 	if listen := c.XDS.Listen; listen != "" {
 		if _, err := netip.ParseAddrPort(listen); err != nil {
 			return fmt.Errorf("xds.listen %q: want an address and a port, like 172.29.1.11:7960", listen)
 		}
-	}
-	if err := c.checkProxy(); err != nil {
-		return err
 	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)

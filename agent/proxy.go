@@ -72,6 +72,7 @@ type proxies struct {
 	// outdated: the current one is of another program than the agent. waiting are those who want an upgrade.
 	outdated bool
 	waiting  []chan error
+	upgraded bool
 	failures int
 	retryAt  time.Time
 	without  time.Time // since when there is none that is ready; zero: there is one, or none is wanted
@@ -118,6 +119,10 @@ func (p *proxies) Run(ctx context.Context) error {
 		wanted, changed := p.wanted()
 		p.step(watch, time.Now(), wanted)
 		p.publish(wanted)
+		if p.upgraded { // Those who are told look at what is shown.
+			p.upgraded = false
+			p.answerUpgrades(nil)
+		}
 		select {
 		case <-p.wake:
 		case <-changed:
@@ -218,7 +223,7 @@ func (p *proxies) step(ctx context.Context, now time.Time, wanted bool) {
 	if p.current == nil && p.listeners != nil && (!wanted && p.next == nil || p.failures >= proxyFailures || p.set && now.Sub(p.without) > proxyWithout) {
 		p.giveUp()
 	}
-	if p.next == nil && !now.Before(p.retryAt) && (p.current == nil && wanted || p.current != nil && (p.outdated || len(p.waiting) > 0)) {
+	if p.next == nil && !now.Before(p.retryAt) && (p.current == nil && wanted || p.current != nil && (p.outdated || len(p.waiting) > 0 && !p.upgraded)) {
 		p.startNext(ctx)
 	}
 	if p.current == nil && p.next == nil && !wanted {
@@ -249,7 +254,7 @@ func (p *proxies) lookAfter(ctx context.Context, now time.Time) {
 				p.outdated = false // It is of the program on disk, whichever that is.
 			}
 			p.current, p.next, p.failure = n, nil, ""
-			p.answerUpgrades(nil)
+			p.upgraded = true
 			p.log.Info("the L7 proxy serves", "pid", n.pid)
 		}
 	}
@@ -308,7 +313,7 @@ func (p *proxies) fail(now time.Time) {
 // startNext starts a process, with listeners that there are or new ones.
 func (p *proxies) startNext(ctx context.Context) {
 	if p.listeners == nil {
-		listeners, err := openProxyListeners()
+		listeners, err := openProxyListeners(ctx)
 		if err != nil {
 			p.failure = err.Error()
 			p.fail(time.Now())

@@ -225,30 +225,21 @@ func closeAll(listeners []*net.TCPListener) {
 }
 
 // openProxyListeners opens a listener of each family that there is, on the loopback: connections get there by the data path alone.
-func openProxyListeners() ([]*net.TCPListener, error) {
-	v4, err := listenProxy("tcp4", "127.0.0.1:0")
+func openProxyListeners(ctx context.Context) ([]*net.TCPListener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false) // The data path can hand connections to listeners of plain TCP alone.
+	v4, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("opening the proxy's listener: %w", err)
 	}
-	all := []*net.TCPListener{v4}
-	switch v6, err := listenProxy("tcp6", "[::1]:0"); {
+	all := []*net.TCPListener{v4.(*net.TCPListener)}
+	switch v6, err := config.Listen(ctx, "tcp6", "[::1]:0"); {
 	case err == nil:
-		all = append(all, v6)
+		all = append(all, v6.(*net.TCPListener))
 	case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EADDRNOTAVAIL): // This node has no IPv6.
 	default:
 		v4.Close()
 		return nil, fmt.Errorf("opening the proxy's listener for IPv6: %w", err)
 	}
 	return all, nil
-}
-
-// listenProxy opens a listener without Multipath TCP, which Go's are by default: the data path's map takes none of those.
-func listenProxy(network, address string) (*net.TCPListener, error) {
-	var config net.ListenConfig
-	config.SetMultipathTCP(false)
-	l, err := config.Listen(context.Background(), network, address)
-	if err != nil {
-		return nil, err
-	}
-	return l.(*net.TCPListener), nil
 }
