@@ -194,4 +194,23 @@ func TestL7(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a node dies", func(t *testing.T) {
+		var r *LoadResult
+		var err error
+		var tasks sync.WaitGroup
+		tasks.Go(func() { r, err = m.shopLoad("east", "http1", "--rate", "300", "--duration", "5s") })
+		m.eventually("requests", func() string {
+			if out, err := m.cli("l7", "stats", "-o", "json"); err != nil || !strings.Contains(out, `"requests"`) {
+				return fmt.Sprint(err, out)
+			}
+			return ""
+		})
+		if err := m.bed.Kill(ctx, Victim{Kind: kindNode, Cluster: "west", Node: "node2"}); err != nil {
+			t.Fatal(err)
+		}
+		tasks.Wait()
+		if err != nil || r.Failed > 0 {
+			t.Errorf("%v, %s", err, brief(r))
+		}
+	})
 }

@@ -48,9 +48,13 @@ func (x *transfer) run() {
 		}
 		c.use(u)
 		x.armTry(options.TryTimeout)
+		if x.safe() && !e.Target().Quarantined {
+			c.asked.Store(e)
+		}
 		if err = u.ask(x, x.out.bytes()); err == nil {
 			err = x.passInforming(u)
 		}
+		c.asked.Store(nil)
 		if err == nil {
 			if x.answerAgain(e, u) {
 				continue

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"causeway/lb/l7/balance"
 	"causeway/lb/l7/exchange"
 )
 
@@ -31,8 +32,10 @@ var longAgo = time.Unix(1, 0)
 type watch struct {
 	deadline atomic.Int64
 	ended    atomic.Bool // the context has: everything is cut
-	mu       sync.Mutex  // for whoever sets deadlines of the sockets, and what up is
-	up       *upstream   // that a request goes to
+	// asked is the backend that is to begin its answer, if another can be asked instead: that is given up when its node is found to be dead.
+	asked atomic.Pointer[balance.Endpoint]
+	mu    sync.Mutex // for whoever sets deadlines of the sockets, and what up is
+	up    *upstream  // that a request goes to
 }
 
 // arm sets the deadline in force from now on. A zero time is none.
@@ -65,6 +68,10 @@ func (c *conn) timedOut() bool { return c.deadline.Load() == fired }
 // look cuts off what the deadline bounds, if it has passed.
 func (c *conn) look(now int64) {
 	d := c.deadline.Load()
+	if e := c.asked.Load(); e != nil && d != fired && e.Target().Quarantined {
+		c.giveUpOn(e, d)
+		return
+	}
 	if d <= 0 || d > now {
 		return
 	}
@@ -81,6 +88,15 @@ func (c *conn) look(now int64) {
 		c.conn.SetDeadline(longAgo)
 	}
 	if b != boundClient && c.up != nil {
+		c.up.conn.SetDeadline(longAgo)
+	}
+}
+
+// giveUpOn ends the wait for a backend as if its time were over.
+func (c *conn) giveUpOn(e *balance.Endpoint, d int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked.CompareAndSwap(e, nil) && c.up != nil && c.deadline.CompareAndSwap(d, fired) {
 		c.up.conn.SetDeadline(longAgo)
 	}
 }

@@ -135,6 +135,9 @@ func (c *call) deadline() (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(c.r.Context(), limit, errTimeout)
 }
 
+// errLost: the backend's node is found to be dead, while its answer was waited for.
+var errLost = errors.New("the backend's node is not reachable")
+
 var errTimeout = errors.New("the time for the request is over")
 
 // grpcTimeout reads up to 8 digits and a unit (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
@@ -163,8 +166,13 @@ func (c *call) try(overall context.Context, e *balance.Endpoint, attempt int) (a
 		timer := time.AfterFunc(options.TryTimeout, func() { cancel(errTimeout) })
 		began = func() { timer.Stop() }
 	}
+	waiting := func() bool { return true }
+	if reach := e.Reach(); reach.Err() == nil && c.safe() {
+		waiting = context.AfterFunc(reach, func() { cancel(errLost) })
+	}
 	answer, err := c.roundTrip(ctx, e)
 	began()
+	waiting()
 	return c.answered(overall, ctx, answer, err, attempt, &outcome)
 }
 
