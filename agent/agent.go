@@ -58,6 +58,7 @@ type agent struct {
 	tunnels  *tunnels
 	channels *channels
 	peers    *peers
+	proxies  *proxies
 	links    *links
 	local    *clustermesh.Local
 	alloc    *identity.Allocator
@@ -152,6 +153,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 
+	if err := a.setupProxies(); err != nil {
+		return err
+	}
+
 	tasks, ctx := errgroup.WithContext(ctx)
 	// Before all else: the others have sessions with this node's earlier life, and hear of this one when it asks them.
 	tasks.Go(func() error { return a.enc.Run(ctx) })
@@ -164,6 +169,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
+	tasks.Go(func() error { return a.proxies.Run(ctx) })
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })
@@ -171,7 +177,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	api := a.api()
 	tasks.Go(func() error { return serve(ctx, listener, api.handler()) })
 	if metrics != nil {
-		tasks.Go(func() error { return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot)) })
+		tasks.Go(func() error {
+			return serveMetrics(ctx, metrics, metricsHandler(api.tables.snapshot, a.proxies.metrics))
+		})
 	}
 	if discovery != nil {
 		feed := newXDSFeed(a)
@@ -370,13 +378,15 @@ func wakeUp(tokens chan struct{}) {
 }
 
 func (a *agent) api() *server {
+	l7 := a.l7View()
 	return &server{
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
-			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc,
+			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc, l7: l7,
 		},
 		agent:     a,
 		life:      a.life,
+		feed:      a.l7Feed(time.Now()),
 		endpoints: a.pods,
 		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals},
 	}

@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +24,17 @@ import (
 	"causeway/lb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The test's own binary is the proxy that tests of its supervision start.
+func TestMain(m *testing.M) {
+	if version := os.Getenv(beProxy); version != "" {
+		if err := runTestProxy(version); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait; a wait that needs it has failed.
 const patience = 10 * time.Second

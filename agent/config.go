@@ -24,6 +24,8 @@ type Config struct {
 	Gossip GossipConfig `json:"gossip,omitzero"`
 	// Peering is how clusters are joined: the clusters that this one is joined with are in its store, not here.
 	Peering PeeringConfig `json:"peering,omitzero"`
+	// Proxy is what balances requests, where services are balanced at L7.
+	Proxy ProxyConfig `json:"proxy,omitzero"`
 	// Socket that the local API listens on; default api.DefaultSocket.
 	Socket string `json:"socket,omitempty"`
 	// StateDir keeps what must survive the agent: its instance and endpoints; default /var/lib/causeway.
@@ -89,6 +91,17 @@ type MetricsConfig struct {
 type XDSConfig struct {
 	// Listen is the host:port at which clients with a certificate of the cluster's authority are answered, as in 172.29.1.11:7960. Default: none.
 	Listen string `json:"listen,omitempty"`
+}
+
+// ProxyConfig says how this node's L7 proxy is run.
+type ProxyConfig struct {
+	// Cgroup v2 directory that the proxy is put into, so that it outlives the agent where what supervises the agent kills its cgroup; default: it
+	// stays in the agent's.
+	Cgroup string `json:"cgroup,omitempty"`
+	// AccessLog is how many of all requests are logged, in percent; default 0.
+	AccessLog float64 `json:"accessLog,omitempty"`
+	// OTLPEndpoint is the collector that spans are sent to, by gRPC: http://HOST:PORT, https://HOST:PORT. Default: there are no spans.
+	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
 }
 
 // GossipConfig says how this node gossips with the others of its cluster and, as a speaker, of the mesh.

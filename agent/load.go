@@ -98,6 +98,9 @@ func (c *Config) check() error {
 			return fmt.Errorf("xds.listen %q: want an address and a port, like 172.29.1.11:7960", listen)
 		}
 	}
+	if err := c.checkProxy(); err != nil {
+		return err
+	}
 	if err := c.KVStore.check(); err != nil {
 		return fmt.Errorf("kvstore: %w", err)
 	}
@@ -169,6 +172,16 @@ func (e EncryptionConfig) check() error {
 	}
 	return nil
 }
+
+func (c *Config) checkProxy() error {
+	if p := c.Proxy.AccessLog; !(p >= 0 && p <= 100) {
+		return fmt.Errorf("proxy.accessLog %v: want a percentage from 0 to 100", p)
+	}
+	return proxySockets{c.proxyDir()}.check()
+}
+
+// proxyDir is where the proxy's sockets and its log are.
+func (c *Config) proxyDir() string { return filepath.Join(c.StateDir, "proxy") }
 
 func (g GossipConfig) check() error {
 	if err := lb.CheckName("mesh", g.Mesh); err != nil {

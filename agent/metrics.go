@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"causeway/agent/api"
 	"causeway/clustermesh/peering"
@@ -41,12 +42,13 @@ var (
 	metricKeyAge       = describe("wireguard_key_age_seconds", "Age of a device's key, in seconds.", "device")
 	metricRotations    = describe("wireguard_rotations_total", "Changes of this node's key that have ended, since the agent's start.")
 	metricRotating     = describe("wireguard_rotating", "1 while this node's key is being changed.")
+	metricFallbacks    = describe("l7_fallbacks_total", "Connections to L7 services that were balanced at L4 for want of a proxy.")
 	metricRepairs      = describe("wireguard_repairs_total", "What was put back that somebody else had removed, since the agent's start.", "what")
 	tunnelModes        = []identity.TunnelMode{identity.TunnelWireGuard, identity.TunnelPlain, identity.TunnelClosed}
 	metricDescriptions = []*prometheus.Desc{
 		metricInfo, metricProblems, metricDrops, metricDropBytes, metricRows, metricAlive, metricPeers, metricPathMTU, metricTunnels, metricTunnelMTU,
 		metricHandshake, metricSession, metricReceived, metricTransmitted, metricDevices, metricDeviceDrops, metricKeyAge, metricRotations, metricRotating,
-		metricRepairs,
+		metricRepairs, metricFallbacks,
 	}
 )
 
@@ -115,6 +117,7 @@ func (e emitter) agent(s snapshot) {
 		e.gauge(metricRows, float64(t.Pending), name, "pending")
 		e.gauge(metricRows, float64(t.Errors), name, "error")
 	}
+	e.counter(metricFallbacks, s.status.L7.Fallbacks)
 	states := map[[2]string]int{}
 	for _, n := range s.status.Gossip.Nodes {
 		states[[2]string{n.Cluster, string(n.State)}]++
@@ -161,11 +164,15 @@ func (e emitter) encryption(s snapshot) {
 	}
 }
 
-// metricsHandler answers with metrics in Prometheus' text format, those of the agent's process among them.
-func metricsHandler(take func() (snapshot, error)) http.Handler {
+// metricsHandler answers with metrics in Prometheus' text format, those of the agent's process and of more processes among them.
+func metricsHandler(take func() (snapshot, error), more ...func() []*dto.MetricFamily) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{take}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: 4})
+	all := prometheus.Gatherers{registry}
+	for _, m := range more {
+		all = append(all, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return m(), nil }))
+	}
+	return promhttp.HandlerFor(all, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: 4})
 }
 
 // snapshot takes what metrics are made of.

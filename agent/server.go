@@ -36,6 +36,7 @@ type server struct {
 	services  *services
 	life      *life
 	agent     *agent
+	feed      *l7Feed
 }
 
 func (s *server) handler() http.Handler {
@@ -52,7 +53,8 @@ func (s *server) handler() http.Handler {
 	list(mux, api.PathMembers, s.tables.members)
 	list(mux, api.PathEncryption, s.tables.encryption)
 	mux.HandleFunc("POST "+api.PathRotate, s.rotate)
-	mux.Handle("GET "+api.PathMetrics, metricsHandler(s.tables.snapshot))
+	mux.Handle("GET "+api.PathMetrics, metricsHandler(s.tables.snapshot, s.agent.proxies.metrics))
+	s.tables.l7.handle(mux, s.feed)
 	s.handlePeering(mux)
 	mux.HandleFunc("POST "+api.PathDrain, s.drain(true))
 	mux.HandleFunc("DELETE "+api.PathDrain, s.drain(false))

@@ -36,6 +36,7 @@ type view struct {
 	life     *life
 	peers    *peerView
 	enc      *encryption
+	l7       *l7View
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -87,6 +88,9 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		s.Encryption.Nodes[n.Mode]++
 	}
 	s.Problems = append(s.Problems, encryption.Problems...)
+	var l7Problems []string
+	s.L7, l7Problems = v.l7.summary()
+	s.Problems = append(s.Problems, l7Problems...)
 	for _, more := range v.more {
 		s.Problems = append(s.Problems, more()...)
 	}
@@ -151,6 +155,7 @@ func (v *view) count(txn statedb.ReadTxn, into map[string]api.Table) []string {
 	problems = append(problems, countRows(txn, t.Backends, into, false)...)
 	problems = append(problems, countRows(txn, t.Frontends, into, true)...)
 	problems = append(problems, countRows(txn, t.Targets, into, true)...)
+	problems = append(problems, countRows(txn, t.Routes, into, false)...)
 	problems = append(problems, countRows(txn, t.Liveness, into, false)...)
 	problems = append(problems, countRows(txn, t.Reaches, into, false)...)
 	problems = append(problems, countRows(txn, t.Peers, into, false)...)

@@ -32,6 +32,8 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, o *Options
 		Encryption: agent.EncryptionConfig{
 			Mode: c.Encryption, DeviceName: b.wireGuardName(c.ID, nodeNumber(n.Name)), Cgroup: s.cgroup(cgroupWireGuard(c.Name, n.Name)),
 		},
+		// So does the L7 proxy.
+		Proxy:    agent.ProxyConfig{Cgroup: s.cgroup(cgroupProxy(c.Name, n.Name))},
 		Socket:   b.socket(c.Name, n.Name),
 		StateDir: b.path(c.Name, n.Name, "state"),
 		BPFFS:    b.bpffs(c.Name, n.Name),
@@ -94,7 +96,7 @@ func (b *Bed) startAgent(ctx context.Context, s *State, c *ClusterState, n *Node
 // launchAgent starts a node's agent and records it.
 func (b *Bed) launchAgent(ctx context.Context, s *State, cluster, node string) (*Process, error) {
 	cgroup := s.cgroup(cgroupAgent(cluster, node))
-	for _, dir := range []string{cgroup, s.cgroup(cgroupWireGuard(cluster, node))} {
+	for _, dir := range []string{cgroup, s.cgroup(cgroupWireGuard(cluster, node)), s.cgroup(cgroupProxy(cluster, node))} {
 		if err := makeCgroup(dir); err != nil {
 			return nil, err
 		}

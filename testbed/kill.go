@@ -19,18 +19,19 @@ const (
 	kindKVStore = kvstoreName
 	kindNode    = "node"
 	kindCluster = "cluster"
-	// kindWireGuard can only be killed: the agent starts it.
+	// kindWireGuard and kindProxy can only be killed: the agent starts them.
 	kindWireGuard = "wireguard"
+	kindProxy     = "proxy"
 )
 
 // Victim names what Kill and Start work on.
 type Victim struct {
-	Kind    string // "agent", "kvstore", "node", "cluster" or "wireguard"
+	Kind    string // "agent", "kvstore", "node", "cluster", "wireguard" or "proxy"
 	Cluster string
 	Node    string // empty for a kvstore and a cluster
 }
 
-// ParseVictim reads agent CLUSTER/NODE, kvstore CLUSTER, node CLUSTER/NODE, cluster CLUSTER, or wireguard CLUSTER/NODE.
+// ParseVictim reads agent CLUSTER/NODE, kvstore CLUSTER, node CLUSTER/NODE, cluster CLUSTER, wireguard CLUSTER/NODE, or proxy CLUSTER/NODE.
 func ParseVictim(kind, where string) (Victim, error) {
 	switch kind {
 	case kindKVStore, kindCluster:
@@ -38,11 +39,11 @@ func ParseVictim(kind, where string) (Victim, error) {
 			return Victim{}, fmt.Errorf("name the cluster that is meant: %w", err)
 		}
 		return Victim{Kind: kind, Cluster: where}, nil
-	case kindAgent, kindNode, kindWireGuard:
+	case kindAgent, kindNode, kindWireGuard, kindProxy:
 		n, err := ParseNode(where)
 		return Victim{Kind: kind, Cluster: n.Cluster, Node: n.Node}, err
 	}
-	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore, node, cluster or wireguard", kind)
+	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore, node, cluster, wireguard or proxy", kind)
 }
 
 func (v Victim) String() string {
@@ -50,8 +51,8 @@ func (v Victim) String() string {
 }
 
 // Kill ends an agent, a store, a whole node or a whole cluster as kill -9 or a power cut would. A killed node loses its
-// link to the underlay and all of its processes, a killed cluster all of its nodes and its store. What is WireGuard on a node stays
-// when its agent is killed; killed by itself it is started anew by the agent.
+// link to the underlay and all of its processes, a killed cluster all of its nodes and its store. What is WireGuard on a node, and its L7 proxy, stay
+// when its agent is killed; killed by themselves they are started anew by the agent.
 func (b *Bed) Kill(ctx context.Context, v Victim) error {
 	_, err := b.killAt(ctx, v)
 	return err
@@ -70,6 +71,8 @@ func (b *Bed) killAt(ctx context.Context, v Victim) (at time.Time, err error) {
 			return b.killProcess(ctx, s.cgroup(cgroupKVStore(v.Cluster)), c.KVStore.Process, v)
 		case kindWireGuard:
 			return b.killWireGuard(ctx, s, v)
+		case kindProxy:
+			return b.killProxy(ctx, s, v)
 		case kindAgent:
 			n, err := s.node(v.Cluster, v.Node)
 			if err != nil {
@@ -210,7 +213,7 @@ func (b *Bed) startAt(ctx context.Context, v Victim, begun func(time.Time)) erro
 			return b.startCluster(ctx, s, v, begun)
 		case kindKVStore:
 			return b.restartKVStore(ctx, s, c, v, begun)
-		case kindWireGuard:
+		case kindWireGuard, kindProxy:
 			return fmt.Errorf("%v is started by the node's agent, as soon as that runs", v)
 		}
 		n, err := s.node(v.Cluster, v.Node)

@@ -124,6 +124,9 @@ func cgroupAgent(cluster, n string) string {
 func cgroupWireGuard(cluster, n string) string {
 	return filepath.Join(cluster, n, "wireguard")
 }
+func cgroupProxy(cluster, n string) string {
+	return filepath.Join(cluster, n, "proxy")
+}
 func cgroupPod(cluster, n, pod string) string { return filepath.Join(cluster, n, "pods", pod) }
 func cgroupKVStore(cluster string) string     { return filepath.Join(cluster, kvstoreName, "server") }
 

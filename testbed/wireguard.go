@@ -57,7 +57,12 @@ func (l layout) removeWireGuardSockets() error {
 
 // wireGuardProcesses returns the processes that are WireGuard on a node; none if the kernel is, or if nothing is encrypted.
 func (s *State) wireGuardProcesses(cluster, node string) ([]*Process, error) {
-	b, err := os.ReadFile(filepath.Join(s.cgroup(cgroupWireGuard(cluster, node)), "cgroup.procs"))
+	return processesIn(s.cgroup(cgroupWireGuard(cluster, node)))
+}
+
+// processesIn returns the processes of a cgroup; none if it is not there.
+func processesIn(cgroup string) ([]*Process, error) {
+	b, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -65,7 +70,7 @@ func (s *State) wireGuardProcesses(cluster, node string) ([]*Process, error) {
 	for field := range strings.FieldsSeq(string(b)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
-			return nil, fmt.Errorf("a process of the WireGuard of %s/%s: %w", cluster, node, err)
+			return nil, fmt.Errorf("a process of the cgroup %s: %w", cgroup, err)
 		}
 		if p, err := processOf(pid); err == nil && p.alive() {
 			ps = append(ps, p)
@@ -86,6 +91,11 @@ func (b *Bed) killWireGuard(ctx context.Context, s *State, v Victim) error {
 	if len(ps) == 0 {
 		return fmt.Errorf("node %s/%s has no WireGuard process: it encrypts nothing, or the kernel does it", v.Cluster, v.Node)
 	}
+	return killAll(ctx, v, ps)
+}
+
+// killAll kills processes at once, without their cgroup, and waits for their ends.
+func killAll(ctx context.Context, v Victim, ps []*Process) error {
 	for _, p := range ps {
 		if err := p.signal(unix.SIGKILL); err != nil {
 			return err

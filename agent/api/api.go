@@ -155,11 +155,13 @@ type Status struct {
 	Datapath  Datapath           `json:"datapath"`
 	// Encryption in short; see PathEncryption.
 	Encryption EncryptionSummary `json:"encryption"`
-	Gossip     Members           `json:"gossip"`
-	Stores     []Store           `json:"stores"`
-	Peers      []Peer            `json:"peers"`
-	Tables     map[string]Table  `json:"tables"`
-	Refusals   []Refusal         `json:"refusals"`
+	// L7 in short; see PathL7.
+	L7       L7Summary        `json:"l7,omitzero"`
+	Gossip   Members          `json:"gossip"`
+	Stores   []Store          `json:"stores"`
+	Peers    []Peer           `json:"peers"`
+	Tables   map[string]Table `json:"tables"`
+	Refusals []Refusal        `json:"refusals"`
 }
 
 // Datapath says what is loaded.

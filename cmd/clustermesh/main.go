@@ -138,7 +138,7 @@ and a service can have its backends in all of them.`,
 		newTokenCommand(e), newConnectCommand(e), newPeersCommand(e), newDisconnectCommand(e), newCertsCommand(e), newTroubleshootCommand(e), newBundleCommand(e))
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newEncryptionCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
-		newAddressCommand(e), newServiceCommand(e), newBPFCommand(e), newMetricsCommand(e))
+		newAddressCommand(e), newServiceCommand(e), newL7Command(e), newBPFCommand(e), newMetricsCommand(e))
 	addGroup(root, "run", "Run on a node:", newAgentCommand(), newProxyCommand(), newKVStoreCommand())
 	root.AddCommand(newVersionCommand(e), newWireGuardCommand(e))
 	markStart(root, started)

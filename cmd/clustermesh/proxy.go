@@ -10,6 +10,7 @@ import (
 	"causeway/lb/l7/exchange"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // firstInherited is the number of the first file that a process is started with besides its standard ones.
@@ -24,6 +25,8 @@ func newProxyCommand() *cobra.Command {
 		Use:   "proxy (--agent SOCKET --listeners N | --standalone FILE)",
 		Short: "Balance requests of services that are annotated for L7, in a process of its own",
 		Long: `Balance requests of services that are annotated for L7, until SIGTERM; what is under way is finished.
+
+The node's agent starts it by itself as soon as a service is annotated, and replaces it when it fails.
 
 With --agent the services come from the agent of this node, and connections through listeners that are inherited. With --standalone they are in a file,
 lines of JSON as an agent sends them, and it listens at the services' own addresses: to try it, and to measure it.`,
@@ -49,6 +52,10 @@ lines of JSON as an agent sends them, and it listens at the services' own addres
 			if cfg.Listeners, err = inherited(listeners); err != nil {
 				return err
 			}
+			// Nothing that it may ever start gets more than it has.
+			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				cfg.Log.Warn("the proxy might get privileges that it has not", "error", err)
+			}
 			return l7.Run(c.Context(), cfg)
 		},
 	}
@@ -69,6 +76,7 @@ lines of JSON as an agent sends them, and it listens at the services' own addres
 // inherited returns the listeners that the process was started with.
 func inherited(n int) (listeners []net.Listener, err error) {
 	for i := range n {
+		unix.CloseOnExec(firstInherited + i)
 		file := os.NewFile(uintptr(firstInherited+i), fmt.Sprintf("listener %d", i))
 		l, e := net.FileListener(file)
 		if e != nil {

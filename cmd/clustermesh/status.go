@@ -70,6 +70,9 @@ func printStatus(p *printer, s *api.Status) {
 	if text := encryptionText(s.Encryption); text != "" {
 		p.printf("  %s\n", text)
 	}
+	if text := l7Text(s.L7); text != "" {
+		p.printf("  %s\n", text)
+	}
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")

@@ -13,18 +13,19 @@ import (
 
 func newTestbedKillCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "kill agent|kvstore|node|cluster|wireguard CLUSTER[/NODE]",
+		Use:   "kill agent|kvstore|node|cluster|wireguard|proxy CLUSTER[/NODE]",
 		Short: "Kill an agent, a store, a node or a cluster, as kill -9 or a power cut would",
 		Long: `Kill an agent or a store with kill -9, or cut the power of a whole node: it loses its link to the underlay and all
 of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.
 
 Where the kernel has no WireGuard, a process on each node is it. It outlives its agent, so that killing an agent touches
-no packet; "wireguard" kills that process alone, and the agent starts another.`,
+no packet; "wireguard" kills that process alone, and the agent starts another. So it is with "proxy", the L7 proxy of a node.`,
 		Example: `  clustermesh testbed kill agent east/node1
   clustermesh testbed kill kvstore west
   clustermesh testbed kill node west/node2
   clustermesh testbed kill cluster west
-  clustermesh testbed kill wireguard east/node1`,
+  clustermesh testbed kill wireguard east/node1
+  clustermesh testbed kill proxy east/node1`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)

@@ -155,3 +155,23 @@ func FuzzResponse(f *testing.F) {
 		}
 	})
 }
+
+// FuzzChunked: where reads end makes no difference to what a chunked body is.
+func FuzzChunked(f *testing.F) {
+	f.Add([]byte("3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nGET"), 4)
+	f.Add([]byte("ffffffffffffffff\r\n"), 2)
+	f.Fuzz(func(t *testing.T, b []byte, cut int) {
+		cut = min(max(cut, 0), len(b))
+		var whole, pieces chunked
+		n, p := whole.feed(b)
+		m, q := pieces.feed(b[:cut])
+		if m == cut && q == nil {
+			var more int
+			more, q = pieces.feed(b[cut:])
+			m += more
+		}
+		if n != m || p != q || whole.done() != pieces.done() || whole.data != pieces.data {
+			t.Fatalf("%q cut at %d: %d, %v instead of %d, %v", b, cut, m, q, n, p)
+		}
+	})
+}

@@ -1,11 +1,13 @@
 package http1
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -110,7 +112,6 @@ func TestRefused(t *testing.T) {
 func TestRefusedInPieces(t *testing.T) {
 	for _, test := range refused {
 		for cut := 1; cut < min(len(test.request), 200); cut++ {
-			var h head
 			end, p := findHead([]byte(test.request[:cut]), 0)
 			if p == nil && end == 0 {
 				end, p = findHead([]byte(test.request), cut)
@@ -122,7 +123,6 @@ func TestRefusedInPieces(t *testing.T) {
 			if wholeP == nil && whole > 4 && end > 4 && whole != end {
 				t.Errorf("%s: the head ends at %d in pieces and at %d as a whole", test.name, end, whole)
 			}
-			_ = h
 		}
 	}
 }
@@ -202,6 +202,33 @@ func TestLyingBackends(t *testing.T) {
 	}
 }
 
+// TestResetAnswer: an answer that ends with its connection is not complete if that was reset.
+func TestResetAnswer(t *testing.T) {
+	read := make(chan struct{})
+	p := start(t, nil, listen(t, func(c net.Conn) {
+		c.Read(make([]byte, 4096))
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nabc")
+		<-read
+		c.(*net.TCPConn).SetLinger(0)
+	}))
+	c := p.dial(t)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	a, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(a.Body, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	close(read)
+	if rest, err := io.ReadAll(a.Body); err == nil {
+		t.Errorf("taken for complete, with %q", rest)
+	}
+	if r := p.records.wait(t, 1)[0]; r.Status != 200 || r.Local == "" {
+		t.Errorf("recorded as %d %q", r.Status, r.Local)
+	}
+}
+
 // TestSurplus: what a backend says behind its answer is nobody's.
 func TestSurplus(t *testing.T) {
 	for _, answer := range []string{
@@ -210,12 +237,24 @@ func TestSurplus(t *testing.T) {
 		"HTTP/1.1 304 Not Modified\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
 	} {
-		p := start(t, nil, says(t, answer, false))
+		var connections atomic.Int32
+		p := start(t, nil, listen(t, func(c net.Conn) {
+			connections.Add(1)
+			for r := bufio.NewReader(c); ; {
+				if _, err := http.ReadRequest(r); err != nil {
+					return
+				}
+				io.WriteString(c, answer)
+			}
+		}))
 		for range 3 {
 			answers, end := p.raw(t, strings.Repeat("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 3))
 			if len(answers) != 3 || end != io.EOF || strings.Contains(strings.Join(answers, ""), "evil") {
 				t.Errorf("%.40q: %q, %v", answer, answers, end)
 			}
+		}
+		if n := connections.Load(); n != 9 {
+			t.Errorf("%.40q: 9 requests took %d connections to a backend that is not to be trusted", answer, n)
 		}
 	}
 }

@@ -48,11 +48,11 @@ func (s *source) open() *try {
 	return s.current
 }
 
-// repeatable tells whether the body can be sent once more, complete whether it has been read to its end besides.
-func (s *source) repeatable() (whole, complete bool) {
+// repeatable tells whether the body can be sent once more.
+func (s *source) repeatable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.whole, s.whole && s.err == io.EOF
+	return s.whole
 }
 
 // commit lets go of what was kept: the answer has begun.

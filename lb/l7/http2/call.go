@@ -304,10 +304,8 @@ func unprocessed(err error) bool {
 
 // mayRepeat tells whether a request without an answer may be sent to another backend.
 func (c *call) mayRepeat(err error, local string) bool {
-	if c.body != nil {
-		if whole, _ := c.body.repeatable(); !whole {
-			return false
-		}
+	if c.body != nil && !c.body.repeatable() {
+		return false
 	}
 	return unprocessed(err) || local == localOverflow || c.safe()
 }
@@ -330,16 +328,16 @@ func (c *call) unavailable(answer *http.Response) bool {
 	return c.grpc && answer.Header.Get("Grpc-Status") == strconv.Itoa(grpcUnavailable)
 }
 
-// mayAskAgain tells whether a request that was answered so may be sent to another backend: gRPC's clients may repeat what is UNAVAILABLE, if all of it is at hand.
+// mayAskAgain tells whether a request that was answered so may be sent to another backend: gRPC's clients may repeat what is UNAVAILABLE. What was read of the
+// body must be at hand; its rest follows.
 func (c *call) mayAskAgain(answer *http.Response) bool {
-	complete := true
-	if c.body != nil {
-		_, complete = c.body.repeatable()
+	if c.body != nil && !c.body.repeatable() {
+		return false
 	}
 	if c.grpc {
-		return complete && answer.Header.Get("Grpc-Status") != ""
+		return answer.Header.Get("Grpc-Status") != ""
 	}
-	return complete && c.safe()
+	return c.safe()
 }
 
 var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
