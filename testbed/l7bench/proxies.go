@@ -56,6 +56,9 @@ func start(ctx context.Context, dir string, o options) (proxies []proxy, stop fu
 	if err != nil {
 		return nil, stop, err
 	}
+	if said, err := exec.CommandContext(ctx, "haproxy", "-c", "-f", haproxy).CombinedOutput(); err != nil { // it is started with -q, and would say nothing
+		return nil, stop, fmt.Errorf("haproxy -c: %w\n%s", err, said)
+	}
 	if _, err := run("1", self, "-role", "backend"); err != nil {
 		return nil, stop, err
 	}
@@ -100,7 +103,7 @@ func listening(ctx context.Context, address string) error {
 			return c.Close()
 		}
 		if time.Now().After(until) || ctx.Err() != nil {
-			return fmt.Errorf("nothing listens at %s: %w", address, err)
+			return fmt.Errorf("nothing listens at %s, or something else has its port: %w", address, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
