@@ -79,7 +79,7 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is.
+	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own server says how it is, and its clients and servers what they want of a proxy.
 	"golang.zx2c4.com/wireguard": {"datapath"},                      // A bare tunnel is what the data path is measured beside.
 }
 
