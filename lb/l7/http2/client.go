@@ -21,18 +21,16 @@ type client struct {
 	address string // for x-forwarded-for
 
 	// Of the reader.
-	last     uint32
-	resets   int
-	answered int
-	minute   time.Time
-	cutOff   [64]uint32 // streams that were ended by us, on which the client may still send
-	cutAt    int
+	last   uint32
+	resets int
+	minute time.Time
+	cutOff [64]uint32 // streams that were ended by us, on which the client may still send
+	cutAt  int
 
 	// Under link.mu.
-	leaving  int // 0 no, 1 it was told, 2 the last stream is settled
-	leftAt   time.Time
-	lastGood uint32
-	replied  int // streams answered, which the reader takes
+	leaving int // 0 no, 1 it was told, 2 the last stream is settled
+	leftAt  time.Time
+	replied int // streams answered, which the reader takes
 }
 
 func readPreface(env *exchange.Env, x *exchange.Client) error {

@@ -144,7 +144,7 @@ func (p *pool) dial() {
 	b.touch(&u.link)
 	p.serve(&b)
 	b.flush()
-	err = u.run()
+	u.run() //nolint:errcheck // Whatever it was, the streams that it had are seen to.
 	u.ended()
 }
 
