@@ -10,7 +10,6 @@
 package balance
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"time"
@@ -142,9 +141,6 @@ func (e *Endpoint) SetHealthy(healthy bool, reason string) { e.setHealthy(health
 
 // Removed is closed when the backend is gone or terminating: what is under way goes on, nothing new is sent there, idle connections end.
 func (e *Endpoint) Removed() <-chan struct{} { return e.removed }
-
-// Reach is done when gossip quarantines the endpoint's node: who waits for an answer and may ask another does. It is another one when the node is back.
-func (e *Endpoint) Reach() context.Context { return e.reach.Load().Context }
 
 // Kinds of what engines keep at an endpoint.
 const (

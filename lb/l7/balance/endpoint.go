@@ -1,7 +1,6 @@
 package balance
 
 import (
-	"context"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -32,33 +31,6 @@ type endpoint struct {
 
 	mu   sync.Mutex
 	kept [kinds]atomic.Pointer[any]
-	// reach is done while its node is quarantined.
-	reach atomic.Pointer[reach]
-}
-
-type reach struct {
-	context.Context
-	lose context.CancelFunc
-}
-
-func newReach() *reach {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &reach{ctx, cancel}
-}
-
-// setRow takes the state's newest word.
-func (e *endpoint) setRow(target *lb.Target) {
-	e.row.Store(target)
-	switch was := e.reach.Load(); {
-	case target.Quarantined && was != nil:
-		was.lose()
-	case was == nil, was.Err() != nil:
-		fresh := newReach()
-		if target.Quarantined {
-			fresh.lose()
-		}
-		e.reach.Store(fresh)
-	}
 }
 
 func (e *endpoint) target() *lb.Target { return e.row.Load() }

@@ -56,7 +56,7 @@ func (p *Port) put(target *lb.Target, first bool) {
 	} else if was := e.row.Load(); was.Quarantined && !target.Quarantined {
 		e.since = p.table.now()
 	}
-	e.setRow(target)
+	e.row.Store(target)
 }
 
 func (p *Port) drop(key lb.TargetKey) {

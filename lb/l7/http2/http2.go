@@ -1,82 +1,28 @@
 // Package http2 is the HTTP/2 engine of the L7 proxy, which carries gRPC too (RFC 9113, RFC 7541).
 //
-// Both sides are golang.org/x/net/http2: its server takes a client's streams, its transport's connections carry them to backends. What is here is which backend gets
-// a stream, when it is sent again, and what becomes of a failure.
+// Each connection, of a client or to a backend, has one goroutine that reads. It handles all frames that one read brought, puts what follows from them into the output
+// buffers of the connections that it concerns, and then writes those without waiting; only what a socket does not take is left to another goroutine.
 package http2
 
 import (
 	"context"
-	"io"
-	"log"
-	"net"
-	"net/http"
-
-	"golang.org/x/net/http2"
 
 	"causeway/lb/l7/exchange"
 )
 
 // Preface is what a client with prior knowledge of HTTP/2 begins with.
-const Preface = http2.ClientPreface
-
-// connectionBuffer is what all streams of a client may have unread together, in bytes; one has Limits.Buffer.
-const connectionBuffer = 1 << 20
+const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 // Serve answers a client's streams, each by a backend that its port chooses, until the connection or ctx ends. It closes the connection.
-func Serve(ctx context.Context, env *exchange.Env, client *exchange.Client) {
-	conn := &replayed{Conn: client.Conn, read: client.Read}
-	defer conn.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-
-	base := &http.Server{
-		MaxHeaderBytes: env.Limits.HeaderBytes,
-		IdleTimeout:    env.Limits.IdleTimeout,
-		ErrorLog:       log.New(io.Discard, "", 0), // Clients may say what they like.
-	}
-	server := &http2.Server{
-		MaxConcurrentStreams:         uint32(env.Limits.Streams),
-		MaxUploadBufferPerStream:     int32(env.Limits.Buffer),
-		MaxUploadBufferPerConnection: connectionBuffer,
-		IdleTimeout:                  env.Limits.IdleTimeout,
-		WriteByteTimeout:             env.Limits.BodyTimeout,
-		PermitProhibitedCipherSuites: true,
-	}
-	if err := http2.ConfigureServer(base, server); err != nil {
-		env.Log.Error("HTTP/2 can't be served", "error", err)
+func Serve(ctx context.Context, env *exchange.Env, x *exchange.Client) {
+	defer x.Conn.Close()
+	if err := readPreface(env, x); err != nil {
 		return
 	}
-	// The server answers a shutdown with GOAWAY, and ends when its streams have.
-	go func() {
-		select {
-		case <-env.Draining:
-		case <-client.Port.Gone():
-		case <-ctx.Done():
-			return
-		}
-		_ = base.Shutdown(ctx)
-	}()
-	server.ServeConn(conn, &http2.ServeConnOpts{
-		Context:    ctx,
-		BaseConfig: base,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			(&call{env: env, client: client, w: w, r: r}).serve()
-		}),
-	})
-}
-
-// replayed is a connection whose first bytes were read already.
-type replayed struct {
-	net.Conn
-	read []byte
-}
-
-func (c *replayed) Read(p []byte) (int, error) {
-	if len(c.read) > 0 {
-		n := copy(p, c.read)
-		c.read = c.read[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
+	c := newClient(ctx, env, x)
+	sweeping.add(c)
+	defer sweeping.remove(c)
+	c.greet()
+	err := c.run()
+	c.ended(err)
 }
