@@ -39,7 +39,9 @@ var layers = []layer{
 	{folder: "lb/l7/health", may: []string{"lb", "lb/l7/state", "lb/l7/balance"}, why: "it only asks backends, and tells the balancer"},
 	{folder: "lb/l7/observe", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it only counts and shows what the engines did"},
 	{folder: "lb/l7/http1", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
-	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others"},
+	{folder: "lb/l7/http2", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it moves requests; whose they are is for others",
+		tests: []string{"lb/l7/http2/standard"}},
+	{folder: "lb/l7/http2/standard", may: []string{"lb", "lb/l7/state", "lb/l7/balance", "lb/l7/exchange"}, why: "it is what tests compare the engine above with"},
 	{folder: "lb/l7/xds", may: []string{"lb"}, why: "it only reads rows: who serves them to whom is the agent's",
 		tests: []string{"identity/pki"}}, // Clients show certificates.
 	{folder: "identity", may: []string{"kvstore", "lb"}, why: "it says who is who; how that is published or programmed is for others"},
