@@ -3,14 +3,11 @@ package health
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-
-	"golang.org/x/net/http2"
 
 	"causeway/lb/l7/balance"
 )
@@ -53,11 +50,12 @@ func host(e *balance.Endpoint) string {
 // checkGRPC is well if grpc.health.v1.Health/Check answers SERVING
 // (https://github.com/grpc/grpc/blob/master/doc/health-checking.md). The message has one field each way, so that no stub is needed for it.
 func checkGRPC(ctx context.Context, conn net.Conn, e *balance.Endpoint, service string) error {
-	transport := &http2.Transport{
-		AllowHTTP:         true,
-		MaxHeaderListSize: maxAnswer,
-		DialTLSContext:    func(context.Context, string, string, *tls.Config) (net.Conn, error) { return conn, nil },
+	transport := &http.Transport{
+		Protocols:              new(http.Protocols),
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		MaxResponseHeaderBytes: maxAnswer,
 	}
+	transport.Protocols.SetUnencryptedHTTP2(true)
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+host(e)+"/grpc.health.v1.Health/Check", bytes.NewReader(healthRequest(service)))
 	if err != nil {
@@ -102,7 +100,7 @@ func healthRequest(service string) []byte {
 
 // healthAnswer reads the status of a length-prefixed HealthCheckResponse{status = 1}; 0 is UNKNOWN, also of what is no such message.
 func healthAnswer(body []byte) uint64 {
-	if len(body) < 7 || body[0] != 0 || binary.BigEndian.Uint32(body[1:]) != uint32(len(body)-5) || body[5] != 1<<3|0 {
+	if len(body) < 7 || body[0] != 0 || binary.BigEndian.Uint32(body[1:]) != uint32(len(body)-5) || body[5] != 1<<3 {
 		return 0
 	}
 	status, n := binary.Uvarint(body[6:])

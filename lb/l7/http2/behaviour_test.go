@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -495,10 +494,8 @@ func testReadAlready(t *testing.T) {
 				return new(net.Dialer).DialContext(ctx, "tcp", e.Address().String())
 			}}, &exchange.Client{Conn: far, Read: read, Port: p.table.Ports()[0]})
 	}()
-	c, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(near)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+	c.Protocols.SetUnencryptedHTTP2(true)
 	r, _ := http.NewRequest(http.MethodGet, "http://web/", nil)
 	answer, err := c.RoundTrip(r)
 	if err != nil {
@@ -507,6 +504,7 @@ func testReadAlready(t *testing.T) {
 	if body, _ := io.ReadAll(answer.Body); string(body) != "hello" {
 		t.Errorf("%q", body)
 	}
-	c.Close()
+	c.CloseIdleConnections()
+	near.Close()
 	<-done
 }

@@ -347,6 +347,7 @@ func BenchmarkUnary(b *testing.B) {
 				break
 			}
 		}
+		r.WriteWindowUpdate(0, 10) // what the answer's message took of the connection
 		id += 2
 	}
 }

@@ -94,6 +94,11 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
+// pongWithin is what a client without streams gets to answer the PING behind a GOAWAY.
+const pongWithin = 2 * time.Second
+
+var longAgo = time.Unix(1, 0)
+
 var drainPing = [8]byte{'d', 'r', 'a', 'i', 'n'}
 
 func (c *client) sweep(b *batch, now time.Time) {
@@ -119,11 +124,9 @@ func (c *client) sweep(b *batch, now time.Time) {
 		c.leaving, c.leftAt = 1, now
 		c.out.buf = appendPing(appendGoAway(c.out.buf, lastStreamID, codeNone, ""), false, drainPing[:])
 		b.touch(&c.link)
-	case c.leaving == 1 && now.Sub(c.leftAt) > time.Second:
-		c.conn.SetReadDeadline(time.Now().Add(time.Second)) // It answers no PING, so it is not there any more, or does not matter.
-		if len(list) > 0 {
-			c.conn.SetReadDeadline(time.Time{})
-		}
+	case c.leaving == 1 && len(list) == 0 && now.Sub(c.leftAt) > pongWithin:
+		// It answers no PING, so it is not there any more, or does not matter.
+		c.conn.SetReadDeadline(longAgo)
 	}
 	c.mu.Unlock()
 	for _, s := range list {

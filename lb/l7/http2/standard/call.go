@@ -19,6 +19,8 @@ import (
 	"causeway/lb/l7/exchange"
 )
 
+//lint:file-ignore SA1019 net/http serves no single connection, and its client has no hold on one.
+
 // Reasons of answers that are the proxy's own.
 const (
 	localNoBackend = "no backend"

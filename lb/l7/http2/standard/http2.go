@@ -14,6 +14,8 @@ import (
 	"causeway/lb/l7/exchange"
 )
 
+//lint:file-ignore SA1019 net/http serves no single connection, and its client has no hold on one.
+
 // connectionBuffer is what all streams of a client may have unread together, in bytes; one has Limits.Buffer.
 const connectionBuffer = 1 << 20
 

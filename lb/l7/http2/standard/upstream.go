@@ -14,6 +14,8 @@ import (
 	"causeway/lb/l7/state"
 )
 
+//lint:file-ignore SA1019 net/http serves no single connection, and its client has no hold on one.
+
 // errOverflow: all connections to a backend are full, and too many requests wait already.
 var errOverflow = errors.New("too many requests wait for a connection to the backend")
 
