@@ -184,6 +184,10 @@ func (a proxyAdmin) listeners() (_ []*net.TCPListener, err error) {
 		closeAll(all)
 		return nil, err
 	}
+	// IPv4's first, as they were opened.
+	slices.SortFunc(all, func(a, b *net.TCPListener) int {
+		return a.Addr().(*net.TCPAddr).AddrPort().Compare(b.Addr().(*net.TCPAddr).AddrPort())
+	})
 	return all, nil
 }
 

@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -148,5 +150,23 @@ func TestDrainLetsStreamsFinish(t *testing.T) {
 	s.CloseSend()
 	if err := s.RecvMsg(&got); err != io.EOF {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestResetsSayWhy: a backend's reset is to gRPC's client what it would be without a proxy.
+func TestResetsSayWhy(t *testing.T) {
+	for reset, want := range map[http2.ErrCode]codes.Code{
+		http2.ErrCodeCancel: codes.Canceled, http2.ErrCodeEnhanceYourCalm: codes.ResourceExhausted, http2.ErrCodeInternal: codes.Internal,
+	} {
+		p := newProxy(t, nil, liar(t, func(r *raw, id uint32) { r.WriteRSTStream(id, reset) }))
+		c, err := grpc.NewClient(p.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		err = c.Invoke(t.Context(), "/test.Echo/Say", wrapperspb.String("x"), new(wrapperspb.StringValue))
+		if status.Code(err) != want {
+			t.Errorf("%s: %v, want %s", reset, err, want)
+		}
 	}
 }

@@ -70,20 +70,20 @@ type stream struct {
 type failure struct {
 	status, grpc int
 	text         string
+	reset        code // where an answer that has begun is cut
 }
 
 var (
-	noBackend     = &failure{503, 14, "no backend"}
-	connectFailed = &failure{503, 14, "connect failed"}
-	overflow      = &failure{503, 14, "overflow"}
-	refused       = &failure{503, 14, "backend refused"}
-	nodeLost      = &failure{502, 14, "backend's node lost"}
-	lost          = &failure{502, 14, "connection lost"}
-	broken        = &failure{502, 14, "bad answer"}
-	wasReset      = &failure{502, 14, "backend reset"}
-	tooLate       = &failure{504, 4, "timeout"}
-	headTooLarge  = &failure{431, 8, "headers too large"}
-	noConnect     = &failure{405, 12, "CONNECT refused"}
+	noBackend     = &failure{503, 14, "no backend", codeInternal}
+	connectFailed = &failure{503, 14, "connect failed", codeInternal}
+	overflow      = &failure{503, 14, "overflow", codeInternal}
+	refused       = &failure{503, 14, "backend refused", codeInternal}
+	nodeLost      = &failure{502, 14, "backend's node lost", codeInternal}
+	lost          = &failure{502, 14, "connection lost", codeInternal}
+	broken        = &failure{502, 14, "bad answer", codeInternal}
+	tooLate       = &failure{504, 4, "timeout", codeInternal}
+	headTooLarge  = &failure{431, 8, "headers too large", codeInternal}
+	noConnect     = &failure{405, 12, "CONNECT refused", codeInternal}
 )
 
 func (s *stream) take(fields []hpack.HeaderField) { s.fields = append(s.someFields[:0], fields...) }
@@ -407,7 +407,7 @@ func (s *stream) local(b *batch, f *failure) {
 		s.pumpDown(b, nil)
 		return
 	case s.committed:
-		c.say(b, func(o []byte) []byte { return appendReset(o, s.id, codeInternal) })
+		c.say(b, func(o []byte) []byte { return appendReset(o, s.id, f.reset) })
 		c.remember(s.id)
 		s.finish(b)
 		return

@@ -423,8 +423,21 @@ func (u *upstream) reset(b *batch, id uint32, c code) *fault {
 		return nil
 	}
 	s.outcome = balance.Failure
-	s.local(b, wasReset)
+	s.local(b, resetBy(c))
 	return nil
+}
+
+// resetBy is what a backend's reset means to the client: of gRPC by its table of HTTP/2's codes
+// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md), of others the same reset, if the answer has begun.
+func resetBy(c code) *failure {
+	f := &failure{502, 13, "backend reset", c}
+	switch c {
+	case codeCancel:
+		f.grpc = 1
+	case codeCalm:
+		f.grpc = 8
+	}
+	return f
 }
 
 func (u *upstream) faulty(b *batch, s *stream, id uint32, c code) *fault {
