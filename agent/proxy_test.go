@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -235,6 +237,27 @@ func TestKilledProxyIsFollowedByAnother(t *testing.T) {
 	}
 }
 
+// waitStopped waits until every thread of a process has stopped.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("process %d has no threads: %v", pid, err)
+		}
+		running := slices.ContainsFunc(threads, func(file string) bool {
+			stat, err := os.ReadFile(file)
+			return err == nil && !bytes.Contains(stat, []byte(") T "))
+		})
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
+}
+
 func TestStuckProxyIsKilled(t *testing.T) {
 	s := supervise(t, t.TempDir(), "v1")
 	first := s.serving(t)
@@ -242,6 +265,7 @@ func TestStuckProxyIsKilled(t *testing.T) {
 	if err := unix.Kill(first, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	waitStopped(t, first)
 	if _, pid, err := connect(t, at); err != nil || pid == first {
 		t.Errorf("served by %d, %v", pid, err)
 	}
