@@ -34,14 +34,14 @@ func (s proxySockets) path(n int) string { return filepath.Join(s.dir, strconv.I
 
 // check refuses a directory that is too deep for the name of a socket.
 func (s proxySockets) check() error {
-	if longest := s.path(99999) + listenersSuffix; len(longest) > 107 {
+	if longest := s.path(9999) + listenersSuffix; len(longest) > 107 {
 		return fmt.Errorf("stateDir: the proxy's sockets would be called like %s, and a unix socket's path holds at most 107 bytes: choose a shorter directory", longest)
 	}
 	return nil
 }
 
 // listenersSuffix is what the path of a proxy's socket that hands on listeners ends with; see state/report.go.
-const listenersSuffix = ".listeners"
+const listenersSuffix = ".fds"
 
 // list returns the numbers of the sockets that there are, in order.
 func (s proxySockets) list() []int {

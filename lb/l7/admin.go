@@ -37,7 +37,7 @@ func (p *proxy) serveAdmin() (*admin, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.listeners, err = listenUnix(p.cfg.Admin + ".listeners"); err != nil {
+	if a.listeners, err = listenUnix(p.cfg.Admin + ".fds"); err != nil {
 		calls.Close()
 		return nil, err
 	}

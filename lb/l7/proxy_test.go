@@ -302,7 +302,7 @@ func TestHandOver(t *testing.T) {
 		}
 	}()
 
-	conn, err := net.Dial("unix", adminSocket+".listeners")
+	conn, err := net.Dial("unix", adminSocket+".fds")
 	if err != nil {
 		t.Fatal(err)
 	}

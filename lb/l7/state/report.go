@@ -15,7 +15,7 @@ import (
 //	GET  /metrics            for Prometheus
 //	POST /v1/drain           it takes no more connections, finishes what it has, and ends
 //
-// Who connects to the socket's path with ".listeners" behind it is given the listeners (SCM_RIGHTS), one message with all.
+// Who connects to the socket's path with ".fds" behind it is given the listeners (SCM_RIGHTS), one message with all.
 
 // ProxyStatus is how a proxy is.
 type ProxyStatus struct {
