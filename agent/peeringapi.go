@@ -23,6 +23,7 @@ func (s *server) handlePeering(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+api.PathConnect, s.connect)
 	mux.HandleFunc("DELETE "+api.PathPeers+"/{name}", s.disconnect)
 	mux.HandleFunc("POST "+api.PathCerts, s.rotateCerts)
+	mux.HandleFunc("POST "+api.PathXDSCert, s.xdsCertificate)
 	mux.HandleFunc("POST "+api.PathTroubleshoot, s.troubleshoot)
 	mux.HandleFunc("GET "+api.PathBundle, s.bundle)
 }

@@ -6,10 +6,12 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
+	"causeway/agent/api"
 	"causeway/clustermesh"
 	"causeway/identity/pki"
 	"causeway/lb/l7/xds"
@@ -137,6 +139,7 @@ func (x *xdsFeed) config(ctx context.Context) (*tls.Config, error) {
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients,
 		// A resumed session would carry a certificate that has ended since.
 		SessionTicketsDisabled: true,
+		VerifyConnection:       xdsMay,
 	}, nil
 }
 
@@ -150,4 +153,35 @@ func listenXDS(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("xds.listen: %w: give it another port, or stop who listens there", err)
 	}
 	return l, nil
+}
+
+// xdsMay lets this cluster's own clients in alone: the authority signs for its peers too, who may know what is exported and no more.
+func xdsMay(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) > 0 {
+		switch state.PeerCertificates[0].Subject.CommonName {
+		case pki.UserXDS, pki.UserAgent:
+			return nil
+		}
+	}
+	return fmt.Errorf("the certificate is not one of %s: make one with \"clustermesh certs issue\"", pki.UserXDS)
+}
+
+// xdsCertificate signs the request of a client of xDS, for as long as the authority's certificates last.
+func (s *server) xdsCertificate(w http.ResponseWriter, r *http.Request) {
+	var req api.XDSCertificateRequest
+	if err := decode(r, &req); err != nil {
+		answer(w, nil, err)
+		return
+	}
+	authority, err := s.agent.peering.Authority(r.Context())
+	if err != nil {
+		answer(w, nil, err)
+		return
+	}
+	cert, err := authority.Sign([]byte(req.Request), pki.Request{User: pki.UserXDS}, s.agent.clock.Now())
+	if err != nil {
+		answer(w, nil, invalid("%v", err))
+		return
+	}
+	answer(w, api.XDSCertificate{Cert: string(cert), CA: string(authority.CertPEM())}, nil)
 }

@@ -55,12 +55,20 @@ func TestXDSWantsACertificateOfTheCluster(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(east.Cert)
 	for name, test := range map[string]struct {
-		by *pki.Authority
-		ok bool
-	}{"the cluster's": {east, true}, "another's": {west, false}, "none": {nil, false}} {
+		by   *pki.Authority
+		user string
+		ok   bool
+	}{
+		"a client's": {east, pki.UserXDS, true},
+		"an agent's": {east, pki.UserAgent, true},
+		"a peer's":   {east, pki.PeerUser("west"), false},
+		"somebody's": {east, "client", false},
+		"another's":  {west, pki.UserXDS, false},
+		"none":       {nil, "", false},
+	} {
 		config := &tls.Config{RootCAs: roots, NextProtos: []string{"h2"}}
 		if test.by != nil {
-			pair, err := test.by.Issue(pki.Request{User: "client"}, time.Now())
+			pair, err := test.by.Issue(pki.Request{User: test.user}, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}

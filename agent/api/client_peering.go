@@ -126,6 +126,16 @@ func (c *Client) RotateCerts(ctx context.Context, req CertsRequest) ([]Cert, err
 	return certs, nil
 }
 
+// XDSCertificate has a client of xDS signed for.
+func (c *Client) XDSCertificate(ctx context.Context, req XDSCertificateRequest) (*XDSCertificate, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the request for %s: %w", PathXDSCert, err)
+	}
+	out := new(XDSCertificate)
+	return out, c.do(ctx, http.MethodPost, PathXDSCert, "application/json", body, out)
+}
+
 // Troubleshoot walks the connections to one peer, or to all, and yields each check when it ends, and a verdict after the last one of a
 // peer. It ends after the last verdict, or with the error that it yields last.
 func (c *Client) Troubleshoot(ctx context.Context, req TroubleshootRequest) iter.Seq2[TroubleshootEvent, error] {

@@ -12,6 +12,7 @@ const (
 	PathConnect      = "/v1/connect"      // POST ConnectRequest: ConnectEvents as they happen, one JSON document a line
 	PathPeers        = "/v1/peers"        // GET; DELETE …/NAME?force=true
 	PathCerts        = "/v1/certs"        // GET; POST CertsRequest
+	PathXDSCert      = "/v1/certs/xds"    // POST XDSCertificateRequest
 	PathTroubleshoot = "/v1/troubleshoot" // POST TroubleshootRequest: TroubleshootEvents as they happen, one JSON document a line
 	PathBundle       = "/v1/bundle"       // GET: a gzipped tar
 )
@@ -165,6 +166,17 @@ type Cert struct {
 	State string `json:"state"`
 	// Problem with renewing it, if any.
 	Problem string `json:"problem,omitempty"`
+}
+
+// XDSCertificateRequest is a PKCS #10 request (PEM) of a client of xDS.
+type XDSCertificateRequest struct {
+	Request string `json:"request"`
+}
+
+// XDSCertificate is what it gets, with the authority's own; both PEM.
+type XDSCertificate struct {
+	Cert string `json:"cert"`
+	CA   string `json:"ca"`
 }
 
 // CertsRequest asks to renew certificates now.

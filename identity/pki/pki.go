@@ -20,6 +20,8 @@ const (
 	UserRoot = "root"
 	// UserAgent reads and writes what is Causeway's: the cluster's own agents.
 	UserAgent = "agent"
+	// UserXDS is a client of xDS, and no user of etcd: its certificate opens nothing else.
+	UserXDS = "xds-client"
 )
 
 // How long certificates hold. They are renewed when a third of that is left.
