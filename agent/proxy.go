@@ -17,6 +17,8 @@ import (
 const (
 	// proxySilence is how long a proxy may not answer before it is killed, proxyFirstWord how long after its start.
 	proxySilence, proxyFirstWord = 3 * time.Second, 5 * time.Second
+	// proxySyncWithin is how long a proxy may take from its start to having read all services.
+	proxySyncWithin = 6 * time.Second
 	// proxyWithout is how long connections wait for a proxy before they are balanced at L4, and proxyFailures how many failed starts in a row they wait for.
 	proxyWithout, proxyFailures = 2 * time.Second, 3
 	// A proxy that has lived for proxySteady has not failed to start.
@@ -256,6 +258,15 @@ func (p *proxies) lookAfter(ctx context.Context, now time.Time) {
 			p.current, p.next, p.failure = n, nil, ""
 			p.upgraded = true
 			p.log.Info("the L7 proxy serves", "pid", n.pid)
+		} else if now.Sub(n.started) > proxySyncWithin {
+			why := fmt.Sprintf("it had not read the services after %s, and was killed", proxySyncWithin)
+			p.log.Warn("the L7 proxy does not get ready, and another one is started", "pid", n.pid, "why", why)
+			if err := p.kill(n); err != nil {
+				p.log.Error("a proxy that does not get ready can't be ended", "error", err)
+			}
+			p.next = nil
+			p.failed(n, why, now)
+			p.answerUpgrades(fmt.Errorf("the new proxy failed, and the old one goes on: %s", why))
 		}
 	}
 	p.retiring = slices.DeleteFunc(p.retiring, func(r *proxyProcess) bool {

@@ -46,7 +46,8 @@ func (m *mesh) apply(manifest string) {
 	m.eventually("the proxy of east/node1", func() string {
 		out, err := m.cli("l7", "list", "-o", "json")
 		if err != nil || !strings.Contains(out, want) || strings.Count(out, `"address"`) < 6 {
-			return fmt.Sprintf("%v: %s", err, out)
+			status, _ := m.cli("status")
+			return fmt.Sprintf("%v: %s\n%s", err, out, status)
 		}
 		return ""
 	})
