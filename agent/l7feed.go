@@ -35,8 +35,9 @@ const (
 type l7Feed struct {
 	tables *clustermesh.Tables
 	self   state.Self
-	// ready tells whether the tables are whole: a proxy that goes on with what it knows must not be told by an agent which has just begun that there is nothing.
-	ready func() bool
+	// ready tells whether the tables are whole for a reader. One that goes on with what it knows must not be told by an agent which has just begun, or whose store
+	// was emptied, that there is nothing; one that knows nothing yet is better off with what there is.
+	ready func(knows bool) bool
 	// rtts are the round trips to other clusters that are known.
 	rtts func() map[string]time.Duration
 }
@@ -59,7 +60,7 @@ func (f *l7Feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := http.NewResponseController(w)
 	// Who asked and does not read holds nobody up at the end.
 	defer context.AfterFunc(r.Context(), func() { _ = out.SetWriteDeadline(time.Now()) })()
-	err := f.run(r.Context(), func(updates []state.Update) error {
+	err := f.run(r.Context(), r.URL.Query().Has(state.Knows), func(updates []state.Update) error {
 		for len(updates) > 0 {
 			n := min(len(updates), feedLine)
 			line, err := json.Marshal(updates[:n])
@@ -82,14 +83,14 @@ func (f *l7Feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // run sends the whole state and then what changes, until ctx ends or send fails.
-func (f *l7Feed) run(ctx context.Context, send func([]state.Update) error) error {
+func (f *l7Feed) run(ctx context.Context, knows bool, send func([]state.Update) error) error {
 	c, err := f.follow()
 	if err != nil {
 		return err
 	}
 	defer c.close()
 	first := []state.Update{{Reset: true}, {Self: &f.self}}
-	for !f.ready() {
+	for !f.ready(knows) {
 		if len(first) > 0 { // The reader sees at once that there is an agent.
 			if err := send(first); err != nil {
 				return err

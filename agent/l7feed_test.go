@@ -46,17 +46,23 @@ type fed struct {
 // feed serves tables' updates to a reader.
 func feed(t *testing.T, tables *clustermesh.Tables, ready bool) *fed {
 	t.Helper()
+	return feedTo(t, tables, ready, "?"+state.Knows)
+}
+
+// feedTo serves a reader that asks with a query.
+func feedTo(t *testing.T, tables *clustermesh.Tables, ready bool, query string) *fed {
+	t.Helper()
 	f := &fed{Tables: tables}
 	f.ready.Store(ready)
 	f.rtt.Store(int64(10 * time.Millisecond))
 	f.feed = &l7Feed{
-		tables: tables, ready: f.ready.Load, rtts: func() map[string]time.Duration { return map[string]time.Duration{"west": time.Duration(f.rtt.Load())} },
+		tables: tables, ready: func(knows bool) bool { return !knows || f.ready.Load() }, rtts: func() map[string]time.Duration { return map[string]time.Duration{"west": time.Duration(f.rtt.Load())} },
 		self: l7Self(identity.Node{Cluster: "east", Name: "node1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24"), netip.MustParsePrefix("fd00:10:1:1::/64")}}),
 	}
 	server := httptest.NewServer(f.feed)
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(func() { cancel(); server.CloseClientConnections(); server.Close() })
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+query, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +221,7 @@ func (s *stuckWriter) Write([]byte) (int, error) {
 
 func TestFeedCutsSlowReaders(t *testing.T) {
 	tables := newTables(t)
-	f := &l7Feed{tables: tables, ready: func() bool { return true }, rtts: func() map[string]time.Duration { return nil }}
+	f := &l7Feed{tables: tables, ready: func(bool) bool { return true }, rtts: func() map[string]time.Duration { return nil }}
 	w := &stuckWriter{}
 	defer func() {
 		if r := recover(); r != http.ErrAbortHandler {
@@ -226,4 +232,15 @@ func TestFeedCutsSlowReaders(t *testing.T) {
 		}
 	}()
 	f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+}
+
+// TestFeedToAProxyThatKnowsNothing: it does not wait until the tables are surely whole, which takes half a minute when a cluster is new.
+func TestFeedToAProxyThatKnowsNothing(t *testing.T) {
+	tables := newTables(t)
+	route := lb.Route{Port: feedPort, Number: 80, Options: lb.DefaultL7Options()}
+	put(t, tables, tables.Routes, route)
+	f := feedTo(t, tables, false, "")
+	if got := f.line(t); !slices.Contains(got, updateText(t, state.Update{Route: &route})) || !slices.Contains(got, updateText(t, state.Update{Synced: true})) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
+	}
 }

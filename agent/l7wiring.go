@@ -55,9 +55,13 @@ func (a *agent) l7View() *l7View {
 func (a *agent) l7Feed(started time.Time) *l7Feed {
 	return &l7Feed{
 		tables: a.tables, self: l7Self(a.node), rtts: a.roundTrips,
-		ready: func() bool {
+		ready: func(knows bool) bool {
 			for _, c := range a.channels.all() {
-				if !a.isSynced(c.id) && (c.local || time.Since(started) < peersGrace) {
+				whole := c.follower.State().Synced
+				if knows {
+					whole = a.isSynced(c.id)
+				}
+				if !whole && (c.local || time.Since(started) < peersGrace) {
 					return false
 				}
 			}

@@ -73,7 +73,11 @@ func (f *feed) readAgent(ctx context.Context, socket string) (read bool, err err
 		return d.DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/l7/updates", nil)
+	from := "http://agent/v1/l7/updates"
+	if knows, _ := f.status(); knows {
+		from += "?" + state.Knows
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return false, err
 	}

@@ -383,7 +383,11 @@ func TestStateFromTheAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if calls.Add(1) == 1 {
+		call := calls.Add(1)
+		if knows := r.URL.Query().Has(state.Knows); knows != (call > 1) {
+			t.Errorf("call %d: the proxy says that it knows a state: %v", call, knows)
+		}
+		if call == 1 {
 			json.NewEncoder(w).Encode(updates(at, lb.AppTCP, first))
 			http.NewResponseController(w).Flush()
 			<-cut

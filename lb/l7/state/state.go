@@ -11,6 +11,9 @@ import (
 	"causeway/lb"
 )
 
+// Knows is the query parameter of a proxy that has read a whole state before.
+const Knows = "knows"
+
 // Update is one change; one of its fields is set. A stream begins with Reset; what comes from then on replaces all that was, when Synced comes.
 type Update struct {
 	Reset  bool `json:"reset,omitempty"`
