@@ -4,12 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math"
+	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // annotations of a service that is balanced at L7, and more.
@@ -138,6 +145,25 @@ func (m *mesh) under(fn func()) {
 	}
 }
 
+// grpcFrom returns a connection to shop from a cluster's client pod.
+func (m *mesh) grpcFrom(cluster string) *grpc.ClientConn {
+	m.Helper()
+	address := strings.TrimSuffix(strings.TrimPrefix(m.shop, "http://"), "/") + ":80"
+	client, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry(),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
+			nsErr := inNS(m.bed.podNS(cluster, "client"), func() error {
+				conn, err = new(net.Dialer).DialContext(ctx, "tcp", address)
+				return err
+			})
+			return conn, nsErr
+		}))
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { client.Close() })
+	return client
+}
+
 // TestL7 is what users of lb-l7 rely on, end to end.
 func TestL7(t *testing.T) {
 	m := l7Mesh(t)
@@ -161,6 +187,34 @@ func TestL7(t *testing.T) {
 		m.wantShare("east", r.By["east"], r.Requests, 90, 0.5)
 		m.wantShare("west", r.By["west"], r.Requests, 10, 0.5)
 		m.apply(l7Shop(""))
+	})
+	t.Run("bidirectional streams, and each by a backend of its own", func(t *testing.T) {
+		m.apply(l7Shop(""))
+		servers := map[string]bool{}
+		client := m.grpcFrom("east")
+		for range 12 {
+			stream, err := client.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, GRPCBidi)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 50 {
+				said, heard := wrapperspb.String(fmt.Sprint(i)), new(wrapperspb.StringValue)
+				if err := errors.Join(stream.SendMsg(said), stream.RecvMsg(heard)); err != nil || heard.Value != said.Value {
+					t.Fatalf("message %d came back as %q, %v", i, heard.Value, err)
+				}
+			}
+			header, err := stream.Header()
+			if err != nil || stream.CloseSend() != nil {
+				t.Fatal(err)
+			}
+			if err := stream.RecvMsg(new(wrapperspb.StringValue)); err != io.EOF {
+				t.Errorf("the stream's end: %v", err)
+			}
+			servers[strings.Join(header.Get(ServedByHeader), "")] = true
+		}
+		if len(servers) != 6 {
+			t.Errorf("12 streams of one connection were served by %v", servers)
+		}
 	})
 	t.Run("all backends are replaced one by one", func(t *testing.T) {
 		m.under(func() {
