@@ -146,7 +146,7 @@ func (e *Endpoint) Removed() <-chan struct{} { return e.removed }
 const (
 	KeepHTTP1 = iota
 	KeepHTTP2
-	KeepTCP
+	KeepCounts
 	kinds
 )
 

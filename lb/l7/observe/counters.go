@@ -69,7 +69,7 @@ func (p *portCounters) underWay(protocol exchange.Protocol) *atomic.Int64 {
 func newBackendCounters() any { return &backendCounters{} }
 
 func backend(e *balance.Endpoint) *backendCounters {
-	return e.Keep(balance.KeepTCP, newBackendCounters).(*backendCounters)
+	return e.Keep(balance.KeepCounts, newBackendCounters).(*backendCounters)
 }
 
 func (p *portCounters) cluster(name string) *clusterCounters {
