@@ -331,6 +331,7 @@ func (p *proxies) startNext(ctx context.Context) {
 			return
 		}
 		p.listeners = listeners
+		p.handOver()
 	}
 	next, err := p.start(ctx, p.listeners)
 	if err != nil {
@@ -343,9 +344,10 @@ func (p *proxies) startNext(ctx context.Context) {
 	p.next = next
 }
 
-// handOver has connections come to the listeners, as soon as there is a proxy that takes them.
+// handOver has connections come to the listeners. Those that come while the first proxy starts wait for it, or the clients of a service that has just been
+// annotated would stay at L4 for as long as their connections last; after a failure they come when there is a proxy that takes them.
 func (p *proxies) handOver() {
-	if p.current == nil || p.set {
+	if p.set || p.listeners == nil || p.current == nil && p.failures > 0 {
 		return
 	}
 	if p.pathErr = p.path.Set(p.listeners); p.pathErr == nil {

@@ -210,6 +210,19 @@ func connect(t *testing.T, to string) (net.Conn, int, error) {
 	return c, pid, err
 }
 
+// TestFirstConnectionsWaitForTheProxy: a service's first connections after its annotation are as good as later ones.
+func TestFirstConnectionsWaitForTheProxy(t *testing.T) {
+	s := supervise(t, t.TempDir(), "v1")
+	eventually(t, "connections are handed over", func() bool { return s.path.address() != "" })
+	if s.snapshot().current != nil {
+		t.Fatal("there is a proxy already: nothing is tested")
+	}
+	_, pid, err := connect(t, s.path.address())
+	if err != nil || pid != s.serving(t) {
+		t.Errorf("served by %d, %v", pid, err)
+	}
+}
+
 func TestKilledProxyIsFollowedByAnother(t *testing.T) {
 	s := supervise(t, t.TempDir(), "v1")
 	first := s.serving(t)

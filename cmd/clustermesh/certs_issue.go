@@ -18,7 +18,7 @@ func newCertsIssueCommand(e *env) *cobra.Command {
 		Short: "Make a certificate for a client of xDS",
 		Long: `Make a key, and have this cluster's authority sign a certificate for it that lets a client read services at L7 over xDS (docs/xds.md), and opens nothing
 else. It writes client.key, client.crt and ca.crt; the key does not leave this machine. Repeat it before the certificate ends.`,
-		Example: "  clustermesh certs issue --dir /etc/shop/xds",
+		Example: "  clustermesh certs issue --out /etc/shop/xds",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			request, key, err := pki.NewRequest()
@@ -51,6 +51,6 @@ else. It writes client.key, client.crt and ca.crt; the key does not leave this m
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", dir, "the `DIRECTORY` to write the files to")
+	cmd.Flags().StringVar(&dir, "out", dir, "the `DIRECTORY` to write the files to")
 	return cmd
 }
