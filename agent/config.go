@@ -26,6 +26,8 @@ type Config struct {
 	Peering PeeringConfig `json:"peering,omitzero"`
 	// Proxy is what balances requests, where services are balanced at L7.
 	Proxy ProxyConfig `json:"proxy,omitzero"`
+	// Kubernetes is whose services and pods this node serves; without it, those that the local API is told of.
+	Kubernetes KubernetesConfig `json:"kubernetes,omitzero"`
 	// Socket that the local API listens on; default api.DefaultSocket.
 	Socket string `json:"socket,omitempty"`
 	// StateDir keeps what must survive the agent: its instance and endpoints; default /var/lib/causeway.
@@ -97,6 +99,19 @@ type ProxyConfig struct {
 	// OTLPEndpoint is the collector that spans are sent to, by gRPC: http://HOST:PORT, https://HOST:PORT. Default: there are no spans.
 	OTLPEndpoint string `json:"otlpEndpoint,omitempty"`
 }
+
+// KubernetesConfig says how the API server of this cluster is reached. Its Node of the name node.name is this node.
+type KubernetesConfig struct {
+	// Kubeconfig is a file that says where the API server is and who this agent is.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Context of that file; default: its current one.
+	Context string `json:"context,omitempty"`
+	// InCluster: the agent is a pod, and has that from its service account. Not with Kubeconfig.
+	InCluster bool `json:"inCluster,omitempty"`
+}
+
+// Enabled tells whether the node is one of a Kubernetes cluster.
+func (k KubernetesConfig) Enabled() bool { return k.InCluster || k.Kubeconfig != "" }
 
 // XDSConfig says where Envoy's discovery protocol is served.
 type XDSConfig struct {

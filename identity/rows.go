@@ -102,6 +102,11 @@ type Endpoint struct {
 	MAC      string    `json:"mac"`
 	MTU      int       `json:"mtu"`
 	Created  time.Time `json:"created"`
+	// Sandbox is the container runtime's ID of the pod's sandbox, and UID the pod's in Kubernetes; both are empty for a pod that the local API made.
+	Sandbox string `json:"sandbox,omitempty"`
+	UID     string `json:"uid,omitempty"`
+	// Interface in the pod; "" is "eth0".
+	Interface string `json:"interface,omitempty"`
 }
 
 // ID returns "namespace/name".

@@ -1,21 +1,26 @@
 package lb
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+)
 
 // MaxSliceBackends bounds the backends of one slice, so that one backend's change writes a few
 // kilobytes however large the service is.
 const MaxSliceBackends = 100
 
-// Slice is the stored form of a part of a service's backends: those of one node, at most
-// MaxSliceBackends. Only that node writes it.
+// Slice is the stored form of a part of a service's backends, at most MaxSliceBackends. There are two kinds: those of one node, which only that
+// node writes; and those of the cluster, which come from Kubernetes' EndpointSlices, may have backends of several nodes and of none, and are
+// written by whichever agent the cluster has elected for it (clustermesh.Exporter).
 type Slice struct {
 	Cluster   string `json:"cluster"`
 	ClusterID uint8  `json:"clusterID"`
 	Service   Name   `json:"service"`
-	// Slice names it within the service: the node's name, for further ones followed by "." and 1, 2, …
+	// Slice names it within the service: the node's name, or Kubernetes' name for it; for further ones followed by "." and 1, 2, …
 	Slice string `json:"slice"`
-	Node  string `json:"node"`
-	// Incarnation and Sequence order the node's writings; see identity.Version.
+	// Node whose it is; "" if it is the cluster's.
+	Node string `json:"node,omitempty"`
+	// Incarnation and Sequence order the writings of its owner; see identity.Version.
 	Incarnation uint64 `json:"incarnation"`
 	Sequence    uint64 `json:"sequence"`
 	// Ports that all backends of the slice listen on.
@@ -23,11 +28,19 @@ type Slice struct {
 	Backends []SliceBackend `json:"backends"`
 }
 
-// SliceBackend is one backend of a slice; its node is the slice's. A pod with two addresses is two backends.
+// SliceBackend is one backend of a slice. A pod with two addresses is two backends.
 type SliceBackend struct {
 	Address  netip.Addr `json:"ip"`
 	Endpoint string     `json:"endpoint,omitempty"` // "namespace/name"
+	// Node that it is on, in a slice that is the cluster's; "" is none. In a node's slice it is that node.
+	Node string `json:"node,omitempty"`
+	// Terminating and Hostname as in Backend.
+	Terminating bool   `json:"terminating,omitempty"`
+	Hostname    string `json:"hostname,omitempty"`
 }
+
+// OfCluster tells whether the slice is the cluster's, not a node's.
+func (s *Slice) OfCluster() bool { return s.Node == "" }
 
 // Key returns where the slice is stored.
 func (s *Slice) Key() string { return SliceKey(s.Cluster, s.Service, s.Slice) }
@@ -41,10 +54,13 @@ func (s *Slice) Rows() []Backend {
 			ClusterID: s.ClusterID,
 			Service:   s.Service,
 			Address:   b.Address,
-			Node:      s.Node,
+			Node:      cmp.Or(s.Node, b.Node),
 			Endpoint:  b.Endpoint,
 			Ports:     s.Ports,
 			Slice:     s.Slice,
+
+			Terminating: b.Terminating,
+			Hostname:    b.Hostname,
 		}
 	}
 	return rows

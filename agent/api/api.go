@@ -49,6 +49,13 @@ type EndpointRequest struct {
 	NetNS string `json:"netns"`
 	// State the endpoint starts in; empty is ready.
 	State identity.EndpointState `json:"state,omitempty"`
+	// Sandbox is set by the CNI plugin: the container runtime's ID of the pod's sandbox. Then the pod is Kubernetes', which knows its labels (Labels
+	// must be empty), a sandbox that has the same name already is replaced, and the same request again gets the same answer.
+	Sandbox string `json:"sandbox,omitempty"`
+	// UID of the pod in Kubernetes, with Sandbox; a pod of another UID is not taken for it. Optional.
+	UID string `json:"uid,omitempty"`
+	// Interface to make in the namespace; empty is "eth0".
+	Interface string `json:"interface,omitempty"`
 }
 
 // EndpointPatch changes an endpoint's state.
