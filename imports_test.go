@@ -191,7 +191,7 @@ func goFiles(t *testing.T) (files []goFile) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata"):
+		case d.IsDir() && name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || isModule(name)):
 			return filepath.SkipDir
 		case d.IsDir() || filepath.Ext(name) != ".go":
 			return nil
@@ -257,4 +257,10 @@ func TestRulesAreKept(t *testing.T) {
 			t.Errorf("%s with %s: got %q, want %q", tc.file, tc.source, got, tc.want)
 		}
 	}
+}
+
+// isModule tells whether a folder is a module of its own, whose imports are its own affair.
+func isModule(folder string) bool {
+	_, err := os.Stat(filepath.Join(folder, "go.mod"))
+	return err == nil
 }
