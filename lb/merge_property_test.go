@@ -103,7 +103,7 @@ func (w world) targets(self string) map[Target]bool {
 		for _, p := range b.Ports {
 			for _, sp := range theirs.Ports {
 				if sp.Name == p.Name && sp.Protocol == p.Protocol {
-					key := TargetKey{PortKey{b.Service, p.Name, p.Protocol, FamilyOf(b.Address)}, b.Address, p.Port}
+					key := TargetKey{PortKey{Service: b.Service, Port: p.Name, Protocol: p.Protocol, Family: FamilyOf(b.Address)}, b.Address, p.Port}
 					all[Target{TargetKey: key, Cluster: b.Cluster, ClusterID: b.ClusterID, Node: b.Node, Local: b.Cluster == self}] = true
 				}
 			}

@@ -197,8 +197,8 @@ func TestFrontends(t *testing.T) {
 func TestElect(t *testing.T) {
 	claim := func(cluster string, id uint8, service string) Frontend {
 		return Frontend{
-			FrontendKey: FrontendKey{netip.MustParseAddr("100.64.2.10"), 80, TCP},
-			Target:      PortKey{Name{"web", service}, "http", TCP, IPv4}, Cluster: cluster, ClusterID: id,
+			FrontendKey: FrontendKey{Address: netip.MustParseAddr("100.64.2.10"), Port: 80, Protocol: TCP},
+			Target:      PortKey{Service: Name{"web", service}, Port: "http", Protocol: TCP, Family: IPv4}, Cluster: cluster, ClusterID: id,
 		}
 	}
 	for _, test := range []struct {
