@@ -339,8 +339,8 @@ func (b *balance) routes(txn statedb.WriteTxn, name lb.Name, view lb.ServiceView
 			return err
 		}
 	}
-	if _, _, problem := view.L7(); problem != nil {
-		b.remember(name, problem.Cluster, "L7 of service "+name.String(), problem.Reason)
+	for _, problem := range view.Problems() {
+		b.remember(name, problem.Cluster, problem.What+" of service "+name.String(), problem.Reason)
 	}
 	return nil
 }
