@@ -40,7 +40,7 @@ func (n *node) setSessionAffinity(d time.Duration) {
 func (n *node) age(by time.Duration) {
 	t := n.mesh.t
 	t.Helper()
-	count, err := datapath.EditSessions(n.config.PinDir, func(used *uint64, _ *uint32) { *used -= uint64(by) })
+	count, err := datapath.EditSessions(n.config.PinDir, func(used *uint64, _ *uint32) bool { *used -= uint64(by); return true })
 	must(t, err)
 	if count == 0 {
 		t.Error("no client is remembered")
@@ -118,6 +118,36 @@ func TestSessionAffinity(t *testing.T) {
 	})
 }
 
+// TestFirstConnectionsAtTheSameTime: they get the same backend, too.
+func TestFirstConnectionsAtTheSameTime(t *testing.T) {
+	n, client, local, remote := newShop(t)
+	n.openSticky(local, remote)
+	for round := range 50 {
+		_, err := datapath.EditSessions(n.config.PinDir, func(*uint64, *uint32) bool { return false })
+		must(t, err)
+		who := make(chan string)
+		for range 8 {
+			go func() {
+				conn, err := client.ns.dial(t, "tcp", n.shop())
+				if err != nil {
+					who <- err.Error()
+					return
+				}
+				defer conn.Close()
+				answer, _ := io.ReadAll(conn)
+				who <- string(answer)
+			}()
+		}
+		by := map[string]int{}
+		for range 8 {
+			by[<-who]++
+		}
+		if len(by) != 1 {
+			t.Fatalf("round %d: answered by %v", round, by)
+		}
+	}
+}
+
 // TestSessionEndsByItself: time passes in the kernel as users mean it.
 func TestSessionEndsByItself(t *testing.T) {
 	n, client, local, remote := newShop(t)
@@ -173,7 +203,7 @@ func TestNumberOfABackendThatHasGone(t *testing.T) {
 	must(t, err)
 	for _, f := range frontends {
 		if f.Port == 81 {
-			_, err = datapath.EditSessions(n.config.PinDir, func(_ *uint64, backend *uint32) { *backend = f.Backends[0].ID })
+			_, err = datapath.EditSessions(n.config.PinDir, func(_ *uint64, backend *uint32) bool { *backend = f.Backends[0].ID; return true })
 			must(t, err)
 		}
 	}
