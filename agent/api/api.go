@@ -208,6 +208,8 @@ type BPFFrontend struct {
 	Affinity  string `json:"affinity"`
 	// L7: connections are the node's L7 proxy's, as long as it listens; otherwise they go to the backends below.
 	L7 bool `json:"l7,omitempty"`
+	// SessionAffinity is for how many seconds after its last connection a client gets the same backend.
+	SessionAffinity uint32 `json:"sessionAffinity,omitempty"`
 	// Backends that new connections choose from.
 	Backends []BPFBackend `json:"backends"`
 	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.
