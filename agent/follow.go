@@ -16,16 +16,18 @@ import (
 
 // newFollower returns what follows a channel into the tables.
 func (a *agent) newFollower(ctx context.Context, c *channel) *clustermesh.Follower {
-	return clustermesh.NewFollower(clustermesh.FollowerConfig{
+	cfg := clustermesh.FollowerConfig{
 		Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
 		Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
 		Synced:   func() { a.storeSynced(ctx, c) },
-		// Its services and their slices are there for other clusters; this one's agents have them from where they come from.
-		ServicesElsewhere: c.local && a.kubernetes != nil,
 		Own:      func(keys []string, complete bool) { a.local.Own(ctx, keys, complete) },
 		Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
 		Changed:  a.rangesChanged,
-	})
+	}
+	if c.local && a.kubernetes != nil {
+		cfg.Exported = a.exported
+	}
+	return clustermesh.NewFollower(cfg)
 }
 
 // followOwn starts following this cluster's store.
