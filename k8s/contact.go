@@ -206,11 +206,11 @@ func (c *contact) ask(ctx context.Context, client rest.Interface) {
 	c.version = info.GitVersion
 }
 
-// quiet is a log handler for client-go: what it warns of, Status says, in fewer words.
+// quiet is a log handler for client-go: what it warns of, Status says, in fewer words. What is beyond debugging, as bodies of requests, is left out.
 type quiet struct{ slog.Handler }
 
-func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
-	return q.Handler.Enabled(ctx, slog.LevelDebug)
+func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelDebug && q.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
