@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"causeway/agent/api"
+	"causeway/datapath"
 	"causeway/lb"
 )
 
@@ -137,7 +138,11 @@ func (s *server) addEndpoint(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ep, err := s.endpoints.Add(r.Context(), req)
-	answer(w, api.Endpoint{Endpoint: ep}, err)
+	added := api.Endpoint{Endpoint: ep}
+	for _, a := range ep.Addresses() {
+		added.Gateways = append(added.Gateways, datapath.PodGateway(a))
+	}
+	answer(w, added, err)
 }
 
 func (s *server) patchEndpoint(w http.ResponseWriter, r *http.Request) {
@@ -151,7 +156,12 @@ func (s *server) patchEndpoint(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) deleteEndpoint(w http.ResponseWriter, r *http.Request) {
-	answer(w, struct{}{}, s.endpoints.Delete(r.Context(), r.PathValue("namespace")+"/"+r.PathValue("name")))
+	id := r.PathValue("namespace") + "/" + r.PathValue("name")
+	if sandbox := r.URL.Query().Get("sandbox"); sandbox != "" {
+		answer(w, struct{}{}, s.endpoints.DeleteSandbox(r.Context(), id, sandbox))
+		return
+	}
+	answer(w, struct{}{}, s.endpoints.Delete(r.Context(), id))
 }
 
 func (s *server) applyServices(w http.ResponseWriter, r *http.Request) {

@@ -4,6 +4,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"causeway/identity"
@@ -20,7 +21,7 @@ const DefaultSocket = "/run/causeway/agent.sock"
 const (
 	PathStatus     = "/v1/status"
 	PathNodes      = "/v1/nodes"
-	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH|DELETE …/NAMESPACE/NAME
+	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH …/NAMESPACE/NAME; DELETE …/NAMESPACE/NAME[?sandbox=ID]
 	PathIdentities = "/v1/identities"
 	PathAddresses  = "/v1/addresses"
 	PathServices   = "/v1/services" // POST: Kubernetes manifests as YAML; DELETE …/NAMESPACE/NAME
@@ -45,7 +46,7 @@ type EndpointRequest struct {
 	Namespace string            `json:"namespace"`
 	Name      string            `json:"name"`
 	Labels    map[string]string `json:"labels"`
-	// NetNS is the path of the namespace; the agent makes "eth0" in it.
+	// NetNS is the path of the namespace; the agent makes Interface in it.
 	NetNS string `json:"netns"`
 	// State the endpoint starts in; empty is ready.
 	State identity.EndpointState `json:"state,omitempty"`
@@ -79,6 +80,8 @@ type (
 	Endpoint struct {
 		identity.Endpoint
 		Status RowStatus `json:"status"`
+		// Gateways are the next hops of the pod's default routes, one for each of its addresses; in the answer to an EndpointRequest.
+		Gateways []netip.Addr `json:"gateways,omitempty"`
 	}
 	Identity struct {
 		identity.Identity
@@ -158,8 +161,10 @@ type Status struct {
 	Node      string             `json:"node"`
 	Address   string             `json:"address"`
 	PodCIDR   string             `json:"podCIDR"`
-	Started   time.Time          `json:"started"`
-	Datapath  Datapath           `json:"datapath"`
+	// Kubernetes: the node is one of a Kubernetes cluster, and takes its pods from a CNI plugin.
+	Kubernetes bool      `json:"kubernetes,omitempty"`
+	Started    time.Time `json:"started"`
+	Datapath   Datapath  `json:"datapath"`
 	// Encryption in short; see PathEncryption.
 	Encryption EncryptionSummary `json:"encryption"`
 	// L7 in short; see PathL7.
