@@ -130,6 +130,9 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 		return PodLink{}, fmt.Errorf("opening the network namespace: %w", err)
 	}
 	defer ns.Close()
+	if err := refuseOwn(ns); err != nil {
+		return PodLink{}, err
+	}
 	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return PodLink{}, fmt.Errorf("entering the network namespace: %w", err)
@@ -167,6 +170,19 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 		HostMAC: host.Attrs().HardwareAddr.String(),
 		MAC:     inner.Attrs().HardwareAddr.String(),
 	}, nil
+}
+
+// refuseOwn refuses the network namespace of the calling thread, which is the node's: a pod with the node's network needs no connection, and one would cut the node off.
+func refuseOwn(ns netns.NsHandle) error {
+	own, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("opening the node's network namespace: %w", err)
+	}
+	defer own.Close()
+	if own.Equal(ns) {
+		return errors.New("it is the network namespace of the node itself")
+	}
+	return nil
 }
 
 // awaitUp waits until a link that was set up works, which the kernel brings about a little later: until
