@@ -20,12 +20,11 @@ type podSource interface {
 	PodLabels(ctx context.Context, namespace, name, uid string) (identity.Labels, error)
 }
 
-const (
-	// podPatience is how long a request waits for the API server's word on its pod. A CNI plugin asks again.
-	podPatience = 5 * time.Second
-	// relabelPause is the time after which an identity for a pod's new labels is asked for again.
-	relabelPause = 5 * time.Second
-)
+// podPatience is how long a request waits for the API server's word on its pod. A CNI plugin asks again.
+const podPatience = 5 * time.Second
+
+// relabelPause is the time after which an identity for a pod's new labels is asked for again.
+var relabelPause = 5 * time.Second // a variable for tests
 
 // containerID is what the CNI specification allows for CNI_CONTAINERID, within bounds.
 var containerID = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9_.]{0,255}$`)
@@ -43,6 +42,22 @@ func checkSandbox(req api.EndpointRequest) error {
 	return nil
 }
 
+// noKubernetes says why there are no pods of Kubernetes.
+const noKubernetes = "this node's agent is in no Kubernetes cluster, so nobody knows a pod's labels; set kubernetes.kubeconfig or kubernetes.inCluster in its configuration"
+
+// whyNoSandboxes says why no pod of Kubernetes could be added now; empty if one could.
+func (e *endpoints) whyNoSandboxes() string {
+	if e.source == nil {
+		return noKubernetes
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.pools.next(new(identity.Endpoint)); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // unavailable says that what was asked may be possible a little later.
 func unavailable(format string, args ...any) error {
 	return &failureOf{http.StatusServiceUnavailable, fmt.Errorf(format, args...)}
@@ -52,8 +67,7 @@ func unavailable(format string, args ...any) error {
 // that is gone: there is one of a name at a time.
 func (e *endpoints) addSandbox(ctx context.Context, ep identity.Endpoint) (identity.Endpoint, error) {
 	if e.source == nil {
-		return ep, &failureOf{http.StatusNotImplemented, fmt.Errorf(
-			"pod %s: this node's agent is in no Kubernetes cluster, so nobody knows the pod's labels; set kubernetes.kubeconfig or kubernetes.inCluster in its configuration", ep.ID())}
+		return ep, &failureOf{http.StatusNotImplemented, fmt.Errorf("pod %s: %s", ep.ID(), noKubernetes)}
 	}
 	old, had := e.get(ep.ID())
 	switch {

@@ -60,6 +60,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathDrain, s.drain(true))
 	mux.HandleFunc("DELETE "+api.PathDrain, s.drain(false))
 	mux.HandleFunc("POST "+api.PathKeyring, s.keyring)
+	mux.HandleFunc("GET "+api.PathCNI, func(w http.ResponseWriter, _ *http.Request) {
+		reason := s.endpoints.whyNoSandboxes()
+		answer(w, api.CNI{Ready: reason == "", Reason: reason}, nil)
+	})
 	mux.HandleFunc("POST "+api.PathEndpoints, s.addEndpoint)
 	mux.HandleFunc("PATCH "+api.PathEndpoints+"/{namespace}/{name}", s.patchEndpoint)
 	mux.HandleFunc("DELETE "+api.PathEndpoints+"/{namespace}/{name}", s.deleteEndpoint)

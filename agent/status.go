@@ -48,7 +48,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 	s := api.Status{
 		Problems: []string{}, Version: Version,
 		Cluster: v.cfg.Cluster.Name, ClusterID: v.cfg.Cluster.ID, Node: v.cfg.Node.Name,
-		Address: v.cfg.Node.Address.String(), PodCIDR: listed(v.cfg.Node.PodCIDRs), Kubernetes: v.cfg.Kubernetes.Enabled(), Started: v.started,
+		Address: v.cfg.Node.Address.String(), PodCIDR: listed(v.cfg.Node.PodCIDRs), Started: v.started,
 		Datapath: api.Datapath{Attach: v.datapath.Attach(), Device: v.device, PodMTU: v.mtu},
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},

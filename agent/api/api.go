@@ -22,6 +22,7 @@ const (
 	PathStatus     = "/v1/status"
 	PathNodes      = "/v1/nodes"
 	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH …/NAMESPACE/NAME; DELETE …/NAMESPACE/NAME[?sandbox=ID]
+	PathCNI        = "/v1/cni"
 	PathIdentities = "/v1/identities"
 	PathAddresses  = "/v1/addresses"
 	PathServices   = "/v1/services" // POST: Kubernetes manifests as YAML; DELETE …/NAMESPACE/NAME
@@ -57,6 +58,13 @@ type EndpointRequest struct {
 	UID string `json:"uid,omitempty"`
 	// Interface to make in the namespace; empty is "eth0".
 	Interface string `json:"interface,omitempty"`
+}
+
+// CNI tells whether a CNI plugin can add pods now.
+type CNI struct {
+	Ready bool `json:"ready"`
+	// Reason why not.
+	Reason string `json:"reason,omitempty"`
 }
 
 // EndpointPatch changes an endpoint's state.
@@ -161,10 +169,8 @@ type Status struct {
 	Node      string             `json:"node"`
 	Address   string             `json:"address"`
 	PodCIDR   string             `json:"podCIDR"`
-	// Kubernetes: the node is one of a Kubernetes cluster, and takes its pods from a CNI plugin.
-	Kubernetes bool      `json:"kubernetes,omitempty"`
-	Started    time.Time `json:"started"`
-	Datapath   Datapath  `json:"datapath"`
+	Started   time.Time          `json:"started"`
+	Datapath  Datapath           `json:"datapath"`
 	// Encryption in short; see PathEncryption.
 	Encryption EncryptionSummary `json:"encryption"`
 	// L7 in short; see PathL7.

@@ -117,13 +117,12 @@ func faults(there Interface, ep *api.Endpoint) (all []string) {
 
 // status tells whether a pod could be added now.
 func (p *Plugin) status(ctx context.Context, c *call) error {
-	status, err := c.client.Status(ctx)
+	state, err := c.client.CNI(ctx)
 	if err != nil {
 		return types.NewError(types.ErrPluginNotAvailable, refusal(err).Error(), "")
 	}
-	if !status.Kubernetes {
-		return types.NewError(types.ErrPluginNotAvailable, fmt.Sprintf("the agent of %s/%s is in no Kubernetes cluster", status.Cluster, status.Node),
-			"set kubernetes.kubeconfig or kubernetes.inCluster in its configuration")
+	if !state.Ready {
+		return types.NewError(types.ErrPluginNotAvailable, state.Reason, "")
 	}
 	return nil
 }
