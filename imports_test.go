@@ -75,6 +75,7 @@ var outside = []struct {
 	{"github.com/vishvananda", []string{"tunnel", "tunnel/tun", "datapath", "testbed"}, "links and namespaces are I/O at the edge"},
 	{"go.etcd.io", []string{"kvstore"}, "the rest sees the Store interface, which has a fake"},
 	{"k8s.io", []string{"k8s"}, "Kubernetes is one source among several, and a large dependency"},
+	{"github.com/containernetworking", []string{"k8s/cni"}, "what runtimes say to plugins has one home"},
 	{"sigs.k8s.io/controller-runtime", nil, "client-go's informers are enough"},
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
 	{"golang.zx2c4.com/wireguard", []string{"tunnel", "tunnel/tun"}, "encryption is part of the tunnel"},
@@ -85,8 +86,9 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
-	"golang.zx2c4.com/wireguard": {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
+	"github.com/containernetworking": {"agent"},                                        // A runtime is what the plugin stands before, and an agent behind it.
+	"google.golang.org/grpc":         {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
+	"golang.zx2c4.com/wireguard":     {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.

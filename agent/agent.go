@@ -174,6 +174,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	a.followKubernetes(ctx, tasks)
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
+	tasks.Go(func() error { return a.pods.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
 	tasks.Go(func() error { return a.proxies.Run(ctx) })
@@ -312,7 +313,9 @@ func (a *agent) setupSources() (err error) {
 		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.claims = clustermesh.NewClaims(a.cfg.info())
-	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
+	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{
+		Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Kubernetes: a.cfg.Kubernetes.Enabled(), Log: a.log,
+	})
 	if err != nil {
 		return err
 	}

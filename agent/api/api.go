@@ -4,6 +4,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"causeway/identity"
@@ -20,7 +21,8 @@ const DefaultSocket = "/run/causeway/agent.sock"
 const (
 	PathStatus     = "/v1/status"
 	PathNodes      = "/v1/nodes"
-	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH|DELETE …/NAMESPACE/NAME
+	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH …/NAMESPACE/NAME; DELETE …/NAMESPACE/NAME[?sandbox=ID]
+	PathCNI        = "/v1/cni"
 	PathIdentities = "/v1/identities"
 	PathAddresses  = "/v1/addresses"
 	PathServices   = "/v1/services" // POST: Kubernetes manifests as YAML; DELETE …/NAMESPACE/NAME
@@ -45,7 +47,7 @@ type EndpointRequest struct {
 	Namespace string            `json:"namespace"`
 	Name      string            `json:"name"`
 	Labels    map[string]string `json:"labels"`
-	// NetNS is the path of the namespace; the agent makes "eth0" in it.
+	// NetNS is the path of the namespace; the agent makes Interface in it.
 	NetNS string `json:"netns"`
 	// State the endpoint starts in; empty is ready.
 	State identity.EndpointState `json:"state,omitempty"`
@@ -56,6 +58,13 @@ type EndpointRequest struct {
 	UID string `json:"uid,omitempty"`
 	// Interface to make in the namespace; empty is "eth0".
 	Interface string `json:"interface,omitempty"`
+}
+
+// CNI tells whether a CNI plugin can add pods now.
+type CNI struct {
+	Ready bool `json:"ready"`
+	// Reason why not.
+	Reason string `json:"reason,omitempty"`
 }
 
 // EndpointPatch changes an endpoint's state.
@@ -79,6 +88,8 @@ type (
 	Endpoint struct {
 		identity.Endpoint
 		Status RowStatus `json:"status"`
+		// Gateways are the next hops of the pod's default routes, one for each of its addresses; in the answer to an EndpointRequest.
+		Gateways []netip.Addr `json:"gateways,omitempty"`
 	}
 	Identity struct {
 		identity.Identity
