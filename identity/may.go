@@ -126,7 +126,7 @@ func (c Channel) CheckSlice(s lb.Slice, owner Node) error {
 	for _, b := range s.Backends {
 		err := error(nil)
 		if s.OfCluster() {
-			err = c.checkBackend(what, b)
+			err = c.checkBackend(what, b.Address, b.Node)
 		} else {
 			err = checkOwner(what, b.Address, s.Cluster, s.Node, owner)
 		}
@@ -140,17 +140,22 @@ func (c Channel) CheckSlice(s lb.Slice, owner Node) error {
 // checkBackend holds a backend that its cluster, and no node, vouches for to what a node could have said: it is a pod's address of that cluster and, if it
 // names a node, one of that node's. So a peer's service leads to nothing but the peer's own pods: not to another cluster's, nor to any machine that
 // only this cluster can reach.
-func (c Channel) checkBackend(what string, b lb.SliceBackend) error {
-	if !containsAddr(c.PodCIDRs, b.Address) {
-		return fmt.Errorf("%s: address %s is outside of cluster %s's pod CIDRs %v: only its pods can be backends for other clusters", what, b.Address, c.Cluster, c.PodCIDRs)
+func (c Channel) checkBackend(what string, address netip.Addr, node string) error {
+	if !containsAddr(c.PodCIDRs, address) {
+		return fmt.Errorf("%s: address %s is outside of cluster %s's pod CIDRs %v: only its pods can be backends for other clusters", what, address, c.Cluster, c.PodCIDRs)
 	}
-	if b.Node == "" || c.Nodes == nil {
+	if node == "" || c.Nodes == nil {
 		return nil
 	}
-	if node, ok := c.Nodes.ByName(NodeName{c.Cluster, b.Node}); ok {
-		return checkOwner(what, b.Address, c.Cluster, b.Node, node)
+	if owner, ok := c.Nodes.ByName(NodeName{c.Cluster, node}); ok {
+		return checkOwner(what, address, c.Cluster, node, owner)
 	}
 	return nil
+}
+
+// CheckBackend tells why other clusters would refuse a slice of this cluster's that has the backend.
+func (c Channel) CheckBackend(b lb.Backend) error {
+	return c.checkBackend(fmt.Sprintf("slice %s", b.Slice), b.Address, b.Node)
 }
 
 // owns checks that an entry's cluster is the channel's, by name and by ID.

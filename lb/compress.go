@@ -3,7 +3,6 @@ package lb
 import (
 	"bytes"
 	"fmt"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -11,15 +10,18 @@ import (
 // zstdMagic begins every Zstandard frame (RFC 8878, section 3.1.1), and no JSON.
 var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
-// Values are small, so that a small window, and few tables, are enough. Who writes none has no compressor.
+// Values are small, so that a small window, and few tables, are enough. Both are made in full when the program begins: they have channels, which could not be
+// shared by bubbles of testing/synctest otherwise.
 var (
-	compressor = sync.OnceValue(func() *zstd.Encoder {
-		return made(zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(MaxValue), zstd.WithLowerEncoderMem(true)))
-	})
-	expander = sync.OnceValue(func() *zstd.Decoder {
-		return made(zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(MaxValue), zstd.WithDecoderMaxWindow(MaxValue)))
-	})
+	compressor = newCompressor()
+	expander   = made(zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(MaxValue), zstd.WithDecoderMaxWindow(MaxValue)))
 )
+
+func newCompressor() *zstd.Encoder {
+	c := made(zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(MaxValue), zstd.WithLowerEncoderMem(true)))
+	c.EncodeAll(zstdMagic, nil)
+	return c
+}
 
 // made takes what cannot fail to be made, as its options are constants.
 func made[T any](v T, err error) T {
@@ -29,7 +31,7 @@ func made[T any](v T, err error) T {
 	return v
 }
 
-func compress(value []byte) []byte { return compressor().EncodeAll(value, nil) }
+func compress(value []byte) []byte { return compressor.EncodeAll(value, nil) }
 
 // Expand returns a stored value as JSON, whether it is compressed or not, of at most MaxValue bytes if it is.
 func Expand(value []byte) ([]byte, error) {
@@ -39,7 +41,7 @@ func Expand(value []byte) ([]byte, error) {
 	if len(value) > MaxValue {
 		return nil, fmt.Errorf("value has %d bytes, at most %d are allowed", len(value), MaxValue)
 	}
-	expanded, err := expander().DecodeAll(value, nil)
+	expanded, err := expander.DecodeAll(value, nil)
 	if err != nil {
 		return nil, fmt.Errorf("value cannot be decompressed to at most %d bytes: %w", MaxValue, err)
 	}
