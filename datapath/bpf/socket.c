@@ -107,6 +107,7 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 	const struct backend *backend;
 	struct translation service = {};
 	struct translation_key key;
+	__u32 number;
 
 	if (!protocol)
 		return ALLOW;
@@ -118,7 +119,7 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 			return ALLOW;
 		count_l7_fallback();
 	}
-	backend = service_choose(frontend);
+	backend = service_choose(frontend, &number);
 	/* Of the other family it could not be written where it has to be. */
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&peer->address)) {
 		count_drop(DROP_NO_BACKEND, EGRESS, 0);

@@ -172,8 +172,8 @@ static __always_inline bool service_pick_slot(const struct frontend *f, struct s
  * count. */
 #define CHOOSE_ATTEMPTS 4
 
-/* Returns the backend for a new connection, or NULL if the service has none. */
-static __always_inline const struct backend *service_choose(const struct frontend *f)
+/* Returns the backend for a new connection, and its number, or NULL if the service has none. */
+static __always_inline const struct backend *service_choose(const struct frontend *f, __u32 *number)
 {
 	struct slot_key slot = {};
 
@@ -186,7 +186,8 @@ static __always_inline const struct backend *service_choose(const struct fronten
 		id = bpf_map_lookup_elem(&slots, &slot);
 		if (!id)
 			continue;
-		backend = bpf_map_lookup_elem(&backends, id);
+		*number = *id;
+		backend = bpf_map_lookup_elem(&backends, number);
 		if (backend)
 			return backend;
 	}
