@@ -2,17 +2,21 @@ package datapath_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"causeway/datapath"
 	"causeway/identity"
 	"causeway/lb"
 )
@@ -26,46 +30,24 @@ type stranger struct {
 	addr netip.Addr
 }
 
-// addStranger connects a machine to the underlay, by its number from 1.
-func (m *mesh) addStranger(i int) stranger {
-	t := m.t
+// newClient connects a machine to the underlay, which reaches every node.
+func newClient(t *testing.T, m *mesh) stranger {
 	t.Helper()
-	o := stranger{ns: newNamespace(t), addr: m.options.underlayAddress(200, i)}
-	port := fmt.Sprintf("outside%d", i)
-	m.underlay.do(t, func() {
-		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs(port), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(o.ns.handle))}))
-		br, err := netlink.LinkByName("br0")
-		must(t, err)
-		link, err := netlink.LinkByName(port)
-		must(t, err)
-		must(t, netlink.LinkSetMaster(link, br))
-		up(t, port)
-	})
-	o.ns.do(t, func() {
-		up(t, "lo")
-		up(t, "eth0")
-		eth0, err := netlink.LinkByName("eth0")
-		must(t, err)
-		bits := 16
-		if o.addr.Is6() {
-			bits = 64
-		}
-		must(t, netlink.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(o.addr, bits)), Flags: unix.IFA_F_NODAD}))
-	})
+	c := stranger{ns: newStranger(t, m), addr: m.options.underlayAddress(9, 9)}
 	for _, n := range m.nodes {
-		eventually(t, "the machine outside reaches the node", func() bool {
-			conn, err := o.ns.dial(t, "tcp", netip.AddrPortFrom(n.row.Address, 9))
+		eventually(t, "the machine outside reaches "+n.row.Name, func() bool {
+			conn, err := c.ns.dial(t, "tcp", netip.AddrPortFrom(n.row.Address, 9))
 			if err == nil {
 				conn.Close()
 			}
 			return errors.Is(err, unix.ECONNREFUSED)
 		})
 	}
-	return o
+	return c
 }
 
-// port is the node's address with the shop's node port.
-func (n *node) port80() netip.AddrPort { return netip.AddrPortFrom(n.row.Address, nodePort) }
+// nodePort is the node's address with the shop's node port.
+func (n *node) nodePort() netip.AddrPort { return netip.AddrPortFrom(n.row.Address, nodePort) }
 
 // outsideFrontend is the shop's at an address and port for clients outside.
 func (n *node) outsideFrontend(at netip.AddrPort, p lb.Protocol, nodeLocal bool) lb.Frontend {
@@ -158,9 +140,9 @@ func parseAsked(line string) (a asked, err error) {
 }
 
 // ask connects, or sends a datagram, and returns who answers whom. A connection stays open with its reader.
-func (o stranger) ask(t testing.TB, network string, to netip.AddrPort) (asked, net.Conn) {
+func (c stranger) ask(t testing.TB, network string, to netip.AddrPort) (asked, net.Conn) {
 	t.Helper()
-	conn, err := o.ns.dial(t, network, to)
+	conn, err := c.ns.dial(t, network, to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,9 +177,7 @@ func hear(conn net.Conn) (asked, error) {
 func newOutsideMesh(t *testing.T, opts options, clusters ...identity.ClusterID) *mesh {
 	t.Helper()
 	opts.outside = true
-	m := newMesh(t, opts, clusters...)
-	m.learnRanges()
-	return m
+	return newPodsMesh(t, opts, clusters...)
 }
 
 var outsideWays = []string{"tcp", "udp"}
@@ -207,7 +187,7 @@ var outsideWays = []string{"tcp", "udp"}
 func TestNodePort(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts options) {
 		m := newOutsideMesh(t, opts, 1, 1, 2)
-		client := m.addStranger(1)
+		client := newClient(t, m)
 		n := m.nodes[0]
 		here, there, abroad := n.addPod(300).tells(), m.nodes[1].addPod(301).tells(), m.nodes[2].addPod(301).tells()
 		for i, c := range []struct {
@@ -241,4 +221,406 @@ func TestNodePort(t *testing.T) {
 			t.Errorf("packets were dropped: %v", unwanted)
 		}
 	})
+}
+
+// newOutsideShop makes a client outside and the shop at the first node's node port, with a backend on it and one in another cluster.
+func newOutsideShop(t *testing.T, opts options) (n *node, client stranger, here, there *pod) {
+	t.Helper()
+	m := newOutsideMesh(t, opts, 1, 2)
+	n, client = m.nodes[0], newClient(t, m)
+	here, there = n.addPod(300).tells(), m.nodes[1].addPod(301).tells()
+	n.openOutside(n.nodePort(), false, here, there)
+	return n, client, here, there
+}
+
+// setOutsideTarget makes a pod a backend of the shop that is quarantined or not.
+func (n *node) setOutsideTarget(p *pod, quarantined bool) {
+	t := n.mesh.t
+	t.Helper()
+	for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+		target := n.shopTarget(p, protocol)
+		target.Quarantined = quarantined
+		must(t, n.dp.Targets().Update(t.Context(), target))
+	}
+}
+
+func (n *node) deleteOutsideTarget(p *pod) {
+	t := n.mesh.t
+	t.Helper()
+	for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+		must(t, n.dp.Targets().Delete(t.Context(), n.shopTarget(p, protocol)))
+	}
+}
+
+// askOften asks so many times, one after the other, and counts who answers.
+func (c stranger) askOften(t *testing.T, network string, to netip.AddrPort, times int) map[netip.Addr]int {
+	t.Helper()
+	by := make(map[netip.Addr]int)
+	for range times {
+		got, conn := c.ask(t, network, to)
+		conn.Close()
+		by[got.by]++
+	}
+	return by
+}
+
+// TestNodePortLocal: with the policy Local only backends of the node that was asked answer, and see the client. A node without one refuses.
+func TestNodePortLocal(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newOutsideMesh(t, opts, 1, 1)
+		client, a, b := newClient(t, m), m.nodes[0], m.nodes[1]
+		here, there := a.addPod(300).tells(), b.addPod(301).tells()
+		for _, n := range m.nodes {
+			n.openOutside(n.nodePort(), true, here, there)
+		}
+		for n, p := range map[*node]*pod{a: here, b: there} {
+			for _, network := range outsideWays {
+				for range 10 {
+					got, conn := client.ask(t, network, n.nodePort())
+					if own := addrPortOf(conn.LocalAddr()); got.by != p.addr() || got.from != own {
+						t.Errorf("%s: answered by %s, which saw %s; want %s and %s", network, got.by, got.from, p.addr(), own)
+					}
+					conn.Close()
+				}
+			}
+		}
+		target := b.shopTarget(there, lb.TCP)
+		target.Port.NodeLocal = true
+		must(t, b.dp.Targets().Delete(t.Context(), target))
+		if _, err := client.ns.dial(t, "tcp", b.nodePort()); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a node without backends answers %v, want %v", err, unix.ECONNREFUSED)
+		}
+	})
+}
+
+func addrPortOf(a net.Addr) netip.AddrPort {
+	at := netip.MustParseAddrPort(a.String())
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}
+
+// TestExternalIP: an address that is no node's and that is routed to a node is served there. Without a backend nobody answers, and it is counted.
+func TestExternalIP(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		at := netip.MustParseAddrPort("192.0.2.10:80")
+		if n.row.Address.Is6() {
+			at = netip.MustParseAddrPort("[2001:db8::10]:80")
+		}
+		client.route(t, at.Addr(), n.row.Address)
+		n.openOutside(at, false, here, there)
+		for _, network := range outsideWays {
+			by := client.askOften(t, network, at, 40)
+			if by[here.addr()]+by[there.addr()] != 40 || by[here.addr()] == 0 || by[there.addr()] == 0 {
+				t.Errorf("%s: answered by %v, want both", network, by)
+			}
+		}
+		n.deleteOutsideTarget(here)
+		n.deleteOutsideTarget(there)
+		client.ns.do(t, func() {
+			if conn, err := net.DialTimeout("tcp", at.String(), 100*time.Millisecond); err == nil {
+				conn.Close()
+				t.Error("it answers without a backend")
+			}
+		})
+		if n.drops(datapath.DropNoBackend) == 0 {
+			t.Error("no drop is counted for want of a backend")
+		}
+	})
+}
+
+// route has the machine send what is for an address to a node.
+func (c stranger) route(t *testing.T, to, via netip.Addr) {
+	t.Helper()
+	c.ns.do(t, func() {
+		eth0, err := netlink.LinkByName("eth0")
+		must(t, err)
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: host(to), Gw: via.AsSlice()}))
+	})
+}
+
+// TestManyConnectionsFromOutside: a thousand one after the other, and a hundred at a time that all send much.
+func TestManyConnectionsFromOutside(t *testing.T) {
+	n, client, here, there := newOutsideShop(t, options{})
+	by := client.askOften(t, "tcp", n.nodePort(), 1000)
+	if by[here.addr()] < 400 || by[there.addr()] < 400 || by[here.addr()]+by[there.addr()] != 1000 {
+		t.Errorf("answered by %v, want about half by each of two", by)
+	}
+	var wg sync.WaitGroup
+	for range 100 {
+		_, conn := client.ask(t, "tcp", n.nodePort())
+		conn.SetDeadline(time.Now().Add(10 * patience))
+		wg.Go(func() {
+			defer conn.Close()
+			sent, got := make([]byte, 256<<10), make([]byte, 256<<10)
+			rand.Read(sent)
+			go conn.Write(sent)
+			if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(sent, got) {
+				t.Errorf("%s: it does not get what it has sent: %v", conn.LocalAddr(), err)
+			}
+		})
+	}
+	wg.Wait()
+	if unwanted := unwantedDrops(n.mesh.nodes...); len(unwanted) != 0 {
+		t.Errorf("packets were dropped: %v", unwanted)
+	}
+}
+
+// TestQuarantineFromOutside: a quarantined backend gets no new connections, and keeps those that it has.
+func TestQuarantineFromOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		for quarantined, other := range map[*pod]*pod{here: there, there: here} {
+			n.setOutsideTarget(other, true)
+			n.setOutsideTarget(quarantined, false)
+			_, kept := client.ask(t, "tcp", n.nodePort())
+			_, keptUDP := client.ask(t, "udp", n.nodePort())
+			n.setOutsideTarget(other, false)
+			n.setOutsideTarget(quarantined, true)
+			for _, network := range outsideWays {
+				if by := client.askOften(t, network, n.nodePort(), 40); by[other.addr()] != 40 {
+					t.Errorf("%s: answered by %v, want %s only", network, by, other.addr())
+				}
+			}
+			exchange(t, kept, 1<<20)
+			if got := client.again(t, keptUDP); got.by != quarantined.addr() {
+				t.Errorf("datagrams of one client go on to %s, want %s", got.by, quarantined.addr())
+			}
+			kept.Close()
+			keptUDP.Close()
+		}
+	})
+}
+
+// again sends another datagram.
+func (stranger) again(t *testing.T, conn net.Conn) asked {
+	t.Helper()
+	must(t, conn.SetDeadline(time.Now().Add(patience)))
+	conn.Write([]byte("?"))
+	got, err := hear(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// TestRemovedBackendFromOutside: its connections stay; datagrams of its clients go to another.
+func TestRemovedBackendFromOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		for removed, other := range map[*pod]*pod{here: there, there: here} {
+			n.deleteOutsideTarget(other)
+			n.setOutsideTarget(removed, false)
+			_, stays := client.ask(t, "tcp", n.nodePort())
+			_, moves := client.ask(t, "udp", n.nodePort())
+			n.setOutsideTarget(other, false)
+			n.deleteOutsideTarget(removed)
+			exchange(t, stays, 1<<20)
+			if got := client.again(t, moves); got.by != other.addr() {
+				t.Errorf("the datagrams go on to %s, want %s", got.by, other.addr())
+			}
+			stays.Close()
+			moves.Close()
+		}
+	})
+}
+
+// TestOutsideWithoutAgent: with nobody there but the kernel, connections go on and new ones are made; so they are when another agent comes.
+func TestOutsideWithoutAgent(t *testing.T) {
+	eachAttachment(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		var kept []net.Conn
+		for range 8 {
+			_, conn := client.ask(t, "tcp", n.nodePort())
+			defer conn.Close()
+			kept = append(kept, conn)
+		}
+		expect := func() {
+			t.Helper()
+			for _, conn := range kept {
+				must(t, conn.SetDeadline(time.Now().Add(patience)))
+				exchange(t, conn, 1<<16)
+			}
+			for _, network := range outsideWays {
+				if by := client.askOften(t, network, n.nodePort(), 40); by[here.addr()] == 0 || by[there.addr()] == 0 {
+					t.Errorf("%s: answered by %v, want both", network, by)
+				}
+			}
+		}
+		must(t, n.dp.Close())
+		expect()
+		n.load()
+		expect()
+		n.openOutside(n.nodePort(), false, here, there)
+		if writes := n.dp.Writes(); writes != 0 {
+			t.Errorf("the next agent has written to maps %d times", writes)
+		}
+		must(t, n.dp.Frontends().Prune(t.Context(), values([]lb.Frontend(nil)), all))
+		if _, err := client.ns.dial(t, "tcp", n.nodePort()); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a port that is no service's any more answers %v, want %v", err, unix.ECONNREFUSED)
+		}
+	})
+}
+
+// TestOutsideInWireGuard: what is sent on to another node is encrypted as pods' packets are.
+func TestOutsideInWireGuard(t *testing.T) {
+	m := newEncryptedMesh(t, 1, 2)
+	m.learnRanges()
+	n, client := m.nodes[0], newClient(t, m)
+	there := m.nodes[1].addPod(301).tells()
+	n.openOutside(n.nodePort(), false, there)
+	for _, network := range outsideWays {
+		got, conn := client.ask(t, network, n.nodePort())
+		if got.by != there.addr() || got.from.Addr() != n.podSide() {
+			t.Errorf("%s: answered by %s, which saw %s", network, got.by, got.from)
+		}
+		if network == "tcp" {
+			exchange(t, conn, 8<<20)
+		}
+		conn.Close()
+	}
+	if unwanted := unwantedDrops(m.nodes...); len(unwanted) != 0 {
+		t.Errorf("packets were dropped: %v", unwanted)
+	}
+}
+
+// TestOutsideToNodesThemselves: a backend may be a process of a node, this one or another, as pods are that have their node's network.
+func TestOutsideToNodesThemselves(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newOutsideMesh(t, opts, 1, 1)
+		n, client := m.nodes[0], newClient(t, m)
+		for _, other := range m.nodes {
+			other.ns.do(t, func() { serveTelling(t, netip.AddrPortFrom(other.row.Address, 7080)) })
+			backend := &pod{node: other, row: identity.Endpoint{Address: other.row.Address}}
+			n.openOutside(n.nodePort(), false, backend)
+			for _, network := range outsideWays {
+				got, conn := client.ask(t, network, n.nodePort())
+				if got.by != other.row.Address {
+					t.Errorf("%s: answered by %s, want %s", network, got.by, other.row.Address)
+				}
+				if network == "tcp" {
+					exchange(t, conn, 1<<20)
+				}
+				conn.Close()
+			}
+			n.deleteOutsideTarget(backend)
+		}
+	})
+}
+
+// TestErrorsGoOutside: who sends datagrams to a backend that does not listen hears of it.
+func TestErrorsGoOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newOutsideMesh(t, opts, 1, 2)
+		n, client := m.nodes[0], newClient(t, m)
+		for where, deaf := range map[string]*pod{"same node": n.addPod(300), "other node": m.nodes[1].addPod(300)} {
+			n.openOutside(n.nodePort(), false, deaf)
+			conn, err := client.ns.dial(t, "udp", n.nodePort())
+			must(t, err)
+			conn.Write([]byte("?"))
+			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: the client hears %v, want %v", where, err, unix.ECONNREFUSED)
+			}
+			conn.Close()
+			n.deleteOutsideTarget(deaf)
+		}
+	})
+}
+
+// TestOutsidePathMTU: clients learn how large packets to another node may be, and backends how large those to a client behind a narrow link.
+func TestOutsidePathMTU(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		m := newOutsideMesh(t, opts, 1, 2)
+		n, router := m.nodes[0], newClient(t, m)
+		backends := map[string]*pod{"same node": n.addPod(300).tells(), "other node": m.nodes[1].addPod(300).tells()}
+		t.Run("to another node", func(t *testing.T) {
+			n.openOutside(n.nodePort(), false, backends["other node"])
+			conn, err := router.ns.dial(t, "udp", n.nodePort())
+			must(t, err)
+			defer conn.Close()
+			onSocket(t, conn, func(fd int) error { return discoverMTU(fd, n.row.Address) })
+			eventually(t, "the client learns that its datagrams are too large", func() bool {
+				_, err := conn.Write(make([]byte, underlayMTU-headerLen(n.row.Address)-8))
+				return errors.Is(err, unix.EMSGSIZE)
+			})
+			n.deleteOutsideTarget(backends["other node"])
+		})
+		const narrow = 1300
+		client := router.behind(t, n, narrow)
+		for where, backend := range backends {
+			t.Run("from "+where, func(t *testing.T) {
+				n.openOutside(n.nodePort(), false, backend)
+				got, conn := client.ask(t, "tcp", n.nodePort())
+				defer conn.Close()
+				exchange(t, conn, 4<<20)
+				if mtu := backend.mtuTo(got.from.Addr()); mtu != narrow {
+					t.Errorf("the backend sends packets of up to %d bytes, want %d", mtu, narrow)
+				}
+				n.deleteOutsideTarget(backend)
+			})
+		}
+	})
+}
+
+// mtuTo is how large packets to an address may be as far as the pod has found out, in bytes.
+func (p *pod) mtuTo(a netip.Addr) (mtu int) {
+	t := p.node.mesh.t
+	t.Helper()
+	p.ns.do(t, func() {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		must(t, err)
+		for _, r := range routes {
+			mtu = r.MTU
+		}
+	})
+	return mtu
+}
+
+// discoverMTU has datagrams of a socket never be cut.
+func discoverMTU(fd int, family netip.Addr) error {
+	if family.Is6() {
+		return unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+}
+
+// behind connects a machine to this one, which becomes a router, by a link of an MTU in bytes that the machine does not know of.
+func (c stranger) behind(t *testing.T, n *node, mtu int) stranger {
+	t.Helper()
+	near, far, bits := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), 24
+	everything := netip.MustParsePrefix("0.0.0.0/0")
+	if c.addr.Is6() {
+		near, far, bits = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), 64
+		everything = netip.MustParsePrefix("::/0")
+	}
+	machine := stranger{ns: newNamespace(t), addr: far}
+	address := func(link string, a netip.Addr) netlink.Link {
+		l, err := netlink.LinkByName(link)
+		must(t, err)
+		must(t, netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, bits)), Flags: unix.IFA_F_NODAD}))
+		return l
+	}
+	c.ns.do(t, func() {
+		sysctl(t, "net/ipv4/ip_forward", "1")
+		sysctl(t, "net/ipv6/conf/all/forwarding", "1")
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("narrow"), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(machine.ns.handle))}))
+		must(t, netlink.LinkSetMTU(address("narrow", near), mtu))
+		up(t, "narrow")
+	})
+	machine.ns.do(t, func() {
+		up(t, "lo")
+		up(t, "eth0")
+		must(t, netlink.RouteAdd(&netlink.Route{
+			LinkIndex: address("eth0", far).Attrs().Index, Dst: ipNet(everything), Gw: near.AsSlice(), MTU: mtu, AdvMSS: underlayMTU - headerLen(far) - 20,
+		}))
+	})
+	n.ns.do(t, func() {
+		eth0, err := netlink.LinkByName("eth0")
+		must(t, err)
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: ipNet(netip.PrefixFrom(far, bits).Masked()), Gw: c.addr.AsSlice()}))
+	})
+	eventually(t, "the machine behind the router reaches the node", func() bool {
+		_, err := machine.ns.dial(t, "tcp", netip.AddrPortFrom(n.row.Address, 9))
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+	return machine
 }
