@@ -309,7 +309,7 @@ func (a *agent) setupSources() (err error) {
 	if err != nil {
 		return err
 	}
-	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), a.refusals)
+	a.balancer = newBalance(a.tables, a.node, newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), a.refusals)
 	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	own := a.own().store

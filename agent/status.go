@@ -222,7 +222,7 @@ func oneFamily(txn statedb.ReadTxn, tables *clustermesh.Tables, cluster string) 
 		if other.Family = lb.IPv4; f.Target.Family == lb.IPv4 {
 			other.Family = lb.IPv6
 		}
-		if f.Cluster == cluster && backends[f.Target] == 0 && backends[other] > 0 {
+		if f.Cluster == cluster && !f.Outside && backends[f.Target] == 0 && backends[other] > 0 {
 			problems = append(problems, fmt.Sprintf("service %s: connections to %s are refused, since none of its %d backends has an %s address",
 				f.Target.Service, f.FrontendKey, backends[other], f.Target.Family))
 		}

@@ -217,7 +217,7 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 		bpfMapAddresses: maps.Addresses, bpfMapEndpoints: maps.Endpoints, bpfMapNodes: maps.Nodes,
 		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
 		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
-		bpfMapEchoAnswers:      maps.EchoAnswers,
+		bpfMapSessions: maps.Sessions, bpfMapEchoAnswers: maps.EchoAnswers,
 		bpfMapOutsideFrontends: maps.OutsideFrontends, bpfMapOutsideUsed: maps.OutsideUsed, bpfMapNat: maps.Nat,
 		bpfMapL7Listeners: maps.L7Listeners, bpfMapL7Addresses: maps.L7Addresses, bpfMapL7Fallbacks: maps.L7Fallbacks,
 	}

@@ -14,8 +14,9 @@ import (
 // are. It shares its state with a TargetMap. Its methods are safe for concurrent use.
 type FrontendMap struct{ b *balancer }
 
-// Update makes connections to the frontend go to the targets of its port, in the order of its affinity; those to one that is
-// balanced at L7 go to the node's proxy, as long as it listens, but for clients outside.
+// Update makes connections to the frontend go to the targets of its port, in the order of its affinity, and with session
+// affinity to the one that the client has had last; those to one that is balanced at L7 go to the node's proxy, as long as it listens, but for
+// clients outside.
 func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	key, err := frontendKey(f.FrontendKey)
 	if err != nil {
@@ -25,7 +26,7 @@ func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	if err != nil {
 		return fmt.Errorf("frontend of %s: %w", f.Target, err)
 	}
-	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity}
+	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity, SessionSeconds: f.SessionAffinity}
 	if f.L7 && f.Protocol == lb.TCP && !f.Outside {
 		policy.Flags |= uint8(bpfFrontendFlagFRONTEND_L7)
 	}

@@ -26,6 +26,7 @@ const (
 	outsideMapOutsideFrontends = "outside_frontends"
 	outsideMapOutsideUsed      = "outside_used"
 	outsideMapServices         = "services"
+	outsideMapSessions         = "sessions"
 	outsideMapSlots            = "slots"
 	outsideProgFromOutside     = "from_outside"
 	outsideProgToOutside       = "to_outside"
@@ -97,6 +98,7 @@ type outsideMapSpecs struct {
 	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
+	Sessions         *ebpf.MapSpec `ebpf:"sessions"`
 	Slots            *ebpf.MapSpec `ebpf:"slots"`
 }
 
@@ -142,6 +144,7 @@ type outsideMaps struct {
 	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
 	Services         *ebpf.Map `ebpf:"services"`
+	Sessions         *ebpf.Map `ebpf:"sessions"`
 	Slots            *ebpf.Map `ebpf:"slots"`
 }
 
@@ -157,6 +160,7 @@ func (m *outsideMaps) Close() error {
 		m.OutsideFrontends,
 		m.OutsideUsed,
 		m.Services,
+		m.Sessions,
 		m.Slots,
 	)
 }

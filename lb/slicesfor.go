@@ -35,7 +35,8 @@ func (s *Service) Selects(e EndpointView) bool {
 // SlicesFor returns the slices that node publishes for svc: the endpoints which it selects, with their addresses of the families that
 // svc has cluster IPs of, at most MaxSliceBackends a slice. A backend stays in the slice that previous has it in, so that one that
 // comes or goes changes one slice. A slice that is the same as in previous is returned with its version; others have none:
-// the caller sets it before writing them. What previous has and the result has not is to be deleted.
+// the caller sets it before writing them. What previous has and the result has not is to be deleted. A port whose target is a name is in no slice: endpoints
+// have labels, but no names of ports.
 func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Slice) []Slice {
 	wanted := map[netip.Addr]SliceBackend{}
 	families := svc.families()
@@ -107,9 +108,11 @@ func place(node string, wanted map[netip.Addr]SliceBackend, previous []Slice) []
 }
 
 func backendPorts(ports []ServicePort) []BackendPort {
-	result := make([]BackendPort, len(ports))
-	for i, p := range ports {
-		result[i] = BackendPort{Name: p.Name, Protocol: p.Protocol, Port: p.TargetPort}
+	result := make([]BackendPort, 0, len(ports))
+	for _, p := range ports {
+		if p.TargetPort != 0 {
+			result = append(result, BackendPort{Name: p.Name, Protocol: p.Protocol, Port: p.TargetPort})
+		}
 	}
 	slices.SortFunc(result, func(a, b BackendPort) int { return cmp.Compare(a.Name, b.Name) })
 	return result

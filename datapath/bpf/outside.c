@@ -1,6 +1,7 @@
 /* What comes from outside of the cluster to a node port or an external IP: tc ingress and egress on the link to the underlay, beside the guard. Other packets
  * pass. */
 #include "lib/addresses.h"
+#include "lib/affinity.h"
 #include "lib/drops.h"
 #include "lib/endpoints.h"
 #include "lib/identity.h"
@@ -118,10 +119,11 @@ static __always_inline bool claim_port(struct nat_tuple *to, const struct nat *a
 static __always_inline int begin(const struct nat_packet *n, const struct frontend *frontend, struct nat_tuple *to)
 {
 	struct nat value = { .to = nat_turn_round(&n->tuple), .seen = bpf_ktime_get_coarse_ns() };
+	struct session_key session = session_of_address(&n->tuple.src);
 	const struct backend *backend;
 	__u32 id;
 
-	backend = service_choose(frontend, &id);
+	backend = session_choose(frontend, &session, &id);
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&n->tuple.dst))
 		return DROP_NO_BACKEND;
 	*to = n->tuple;
