@@ -391,10 +391,8 @@ func (b *Bed) startCluster(ctx context.Context, s *State, v Victim, begun func(t
 			return err
 		}
 	}
-	if err := b.restartKubernetes(ctx, s, m.cluster); err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.restartKubernetes(ctx, s, m.cluster) })
 	for _, n := range nodes {
 		g.Go(func() error { return b.restartNode(ctx, s, m.cluster, n) })
 	}

@@ -137,6 +137,9 @@ func (b *Bed) partCommand(c *ClusterState, part string) []string {
 			"--service-cluster-ip-range="+joined(c.serviceCIDRs()),
 			"--kubelet-certificate-authority="+cert(kubernetesCA)+".crt", "--kubelet-preferred-address-types=InternalIP",
 			"--kubelet-client-certificate="+cert(kubeletClientCert)+".crt", "--kubelet-client-key="+cert(kubeletClientCert)+".key",
+			"--requestheader-client-ca-file="+cert(frontProxyCA)+".crt", "--requestheader-allowed-names="+frontProxyCert,
+			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--proxy-client-cert-file="+cert(frontProxyCert)+".crt", "--proxy-client-key-file="+cert(frontProxyCert)+".key",
 			"--profiling=false")
 	case partControllerManager:
 		return manager("kube-controller-manager", b.managerKubeconfig(c.Name), controllerManagerPort,

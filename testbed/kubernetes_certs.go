@@ -19,6 +19,8 @@ const (
 	kubeletClientCert  = "apiserver-kubelet-client" // the API server's, at kubelets
 	managersCert       = "managers"                 // of controller-manager and scheduler, for what asks them
 	serviceAccountCert = "service-accounts"         // signs the tokens of service accounts
+	// What the API server is to extension API servers, which believe it whom it asks for. The authority is for nothing else.
+	frontProxyCA, frontProxyCert = "front-proxy-ca", "front-proxy-client"
 )
 
 // Users of Kubernetes that have a kubeconfig; its groups are Kubernetes' own.
@@ -103,6 +105,13 @@ func (b *Bed) certifyControlPlane(c *ClusterState, authority *pki.Authority, now
 	if err := b.writePair(b.kubernetesPKI(c.Name, kubernetesCA), ca); err != nil {
 		return err
 	}
+	front, err := pki.NewAuthority(c.Name, now)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(b.kubernetesPKI(c.Name, frontProxyCA)+".crt", front.CertPEM(), 0o600); err != nil {
+		return err
+	}
 	hosts := []string{c.KVStore.Address.String(), loopback.String(), "localhost", "kubernetes"}
 	for _, domain := range []string{"default", "default.svc", "default.svc." + clusterDomain} {
 		hosts = append(hosts, "kubernetes."+domain)
@@ -110,17 +119,22 @@ func (b *Bed) certifyControlPlane(c *ClusterState, authority *pki.Authority, now
 	for _, services := range clusterServiceCIDRs(c.ID) {
 		hosts = append(hosts, services.Addr().Next().String()) // of the Service default/kubernetes
 	}
-	for name, r := range map[string]pki.Request{
-		apiServerCert:      {User: "kube-apiserver", Server: true, Hosts: hosts},
-		managersCert:       {User: "kube-managers", Server: true, Hosts: []string{loopback.String()}},
-		kubeletClientCert:  {User: "kube-apiserver-kubelet-client", Groups: []string{"system:masters"}},
-		serviceAccountCert: {User: "service-accounts"},
+	for _, cert := range []struct {
+		name   string
+		signer *pki.Authority
+		pki.Request
+	}{
+		{apiServerCert, authority, pki.Request{User: "kube-apiserver", Server: true, Hosts: hosts}},
+		{managersCert, authority, pki.Request{User: "kube-managers", Server: true, Hosts: []string{loopback.String()}}},
+		{kubeletClientCert, authority, pki.Request{User: "kube-apiserver-kubelet-client", Groups: []string{"system:masters"}}},
+		{serviceAccountCert, authority, pki.Request{User: "service-accounts"}},
+		{frontProxyCert, front, pki.Request{User: frontProxyCert}},
 	} {
-		pair, err := authority.Issue(r, now)
+		pair, err := cert.signer.Issue(cert.Request, now)
 		if err != nil {
 			return err
 		}
-		if err := b.writePair(b.kubernetesPKI(c.Name, name), pair); err != nil {
+		if err := b.writePair(b.kubernetesPKI(c.Name, cert.name), pair); err != nil {
 			return err
 		}
 	}

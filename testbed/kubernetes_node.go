@@ -26,26 +26,25 @@ func cgroupKubelet(cluster, n string) string { return filepath.Join(cluster, n, 
 type image struct {
 	// Image is a pattern of names, in which * is any text.
 	Image string `json:"image"`
-	// Command is the image's entry point; without one a container needs a command of its own, which this machine's programs are found for.
+	// Command and Args are the image's ENTRYPOINT and CMD.
 	Command []string `json:"command,omitempty"`
+	Args    []string `json:"args,omitempty"`
 }
 
 // images of the bed, of which the first that matches counts.
 func (b *Bed) images() []image {
-	program := func(name string, args ...string) []string {
-		return append([]string{filepath.Join(b.binDir(), name)}, args...)
-	}
+	program := func(name string) []string { return []string{filepath.Join(b.binDir(), name)} }
 	return []image{
-		{"*pause*", program("agnhost", "pause")},
-		{"*agnhost*", program("agnhost")},
-		{"*coredns*", program("coredns")},
-		{"*echo-basic*", program(echoProgram)},
-		{"*causeway/serve*", []string{b.binary(), "testbed", "serve"}},
-		{"*causeway/clustermesh*", []string{b.binary()}},
-		{"*busybox*", []string{"sh"}},
-		{"*alpine*", []string{"sh"}},
-		{"*debian*", []string{"sh"}},
-		{"*curl*", []string{"curl"}},
+		{Image: "*pause*", Command: program("agnhost"), Args: []string{"pause"}},
+		{Image: "*agnhost*", Command: program("agnhost"), Args: []string{"pause"}},
+		{Image: "*coredns*", Command: program("coredns")},
+		{Image: "*echo-basic*", Command: program(echoProgram)},
+		{Image: "*causeway/serve*", Command: []string{b.binary(), "testbed", "serve"}},
+		{Image: "*causeway/clustermesh*", Command: []string{b.binary()}},
+		{Image: "*busybox*", Args: []string{"sh"}},
+		{Image: "*alpine*", Args: []string{"sh"}},
+		{Image: "*debian*", Args: []string{"bash"}},
+		{Image: "*curl*", Args: []string{"curl"}},
 	}
 }
 
@@ -92,7 +91,7 @@ func (b *Bed) startKubelet(ctx context.Context, s *State, c *ClusterState, n *No
 			"--root-dir=" + b.path(c.Name, n.Name, "kubelet"), "--cgroup=" + s.cgroup(c.Name, n.Name, "pods"),
 			"--cni-conf-dir=" + b.cni(c.Name, n.Name, "conf"), "--cni-bin-dir=" + b.cni(c.Name, n.Name, "bin"),
 			"--cluster-dns=" + c.dnsAddress().String(), "--cluster-domain=" + clusterDomain, "--images=" + b.imagesFile(),
-			"--server-cert=" + cert + ".crt", "--server-key=" + cert + ".key", "--client-ca=" + b.kubernetesPKI(c.Name, kubernetesCA) + ".crt"},
+			"--server-cert=" + cert + ".crt", "--server-key=" + cert + ".key", "--netns-prefix=" + b.id + "-" + c.Name, "--client-ca=" + b.kubernetesPKI(c.Name, kubernetesCA) + ".crt"},
 		env: b.environ(b.socket(c.Name, n.Name)), netns: b.nodeNS(c.Name, n.Name), cgroup: cgroup, log: b.kubeletLog(c.Name, n.Name), binDir: b.binDir(),
 	})
 	if err != nil {
