@@ -19,6 +19,7 @@ var programs = map[string]func() int{
 	"kube-controller-manager": kubeControllerManager,
 	"kube-scheduler":          kubeScheduler,
 	"kubectl":                 kubectl,
+	"kubelet":                 kubelet,
 }
 
 func main() {
