@@ -24,6 +24,7 @@ var programs = map[string]func() int{
 	"etcdutl":                 etcdUtil,
 	"coredns":                 coredns,
 	"agnhost":                 agnhost,
+	"kubelet":                 kubelet,
 }
 
 func main() {
