@@ -43,9 +43,10 @@ type kubernetesBuild struct {
 	tell   func(format string, args ...any)
 }
 
-// buildKubernetes returns the program, built from the source that the working directory is in if it has not been yet.
-func buildKubernetes(ctx context.Context, tell func(string, ...any)) (program string, err error) {
-	k, err := newKubernetesBuild(tell)
+// BuildKubernetes returns the program that is a test-bed's Kubernetes, built from the checkout that the working directory is in if it has not been
+// yet. Whoever builds it meanwhile is waited for.
+func BuildKubernetes(ctx context.Context, report func(Event)) (program string, err error) {
+	k, err := newKubernetesBuild(progress(report))
 	if err != nil {
 		return "", err
 	}

@@ -61,7 +61,8 @@ func (pl place) environ(l layout) []string {
 		return env
 	}
 	env = slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "KUBECONFIG=") })
-	return append(env, "KUBECONFIG="+pl.kubeconfig)
+	// What kubectl learns of an API server is that bed's alone: the next one has the same addresses.
+	return append(env, "KUBECONFIG="+pl.kubeconfig, "KUBECACHEDIR="+filepath.Join(filepath.Dir(pl.kubeconfig), "cache"))
 }
 
 func (b *Bed) find(s *State, t Target) (place, error) {

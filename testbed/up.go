@@ -45,7 +45,7 @@ func Up(ctx context.Context, o Options) (*Bed, error) {
 	}
 	// Ahead of the bed: it may take minutes, and needs nothing of it.
 	if o.Kubernetes && o.KubernetesProgram == "" {
-		if o.KubernetesProgram, err = buildKubernetes(ctx, progress(o.Progress)); err != nil {
+		if o.KubernetesProgram, err = BuildKubernetes(ctx, o.Progress); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 
 	"causeway/testbed"
@@ -40,7 +41,24 @@ are told that what they have watched is gone, and list anew. A file that is no s
 		func(cmd *cobra.Command, bed *testbed.Bed, cluster, file string) error {
 			return bed.RestoreKubernetes(cmd.Context(), cluster, file)
 		})
-	return family("kubernetes", "Save and restore the Kubernetes of a cluster", snapshot.Example+"\n"+restore.Example, snapshot, restore)
+	build := &cobra.Command{
+		Use:   "build",
+		Short: "Build the Kubernetes of test-beds, as the first one does that needs it",
+		Long: `Build the Kubernetes of test-beds from Causeway's source, if it is not in the user's cache yet, and print the program's path. It takes
+some minutes, and needs Go and a checkout of Causeway around the working directory.`,
+		Example: "  clustermesh testbed kubernetes build",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			program, err := testbed.BuildKubernetes(cmd.Context(), func(e testbed.Event) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%6.2fs  %s\n", e.Elapsed.Seconds(), e.Text)
+			})
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), program)
+			}
+			return err
+		},
+	}
+	return family("kubernetes", "Build the Kubernetes of test-beds, save and restore what a cluster's knows", snapshot.Example+"\n"+restore.Example, build, snapshot, restore)
 }
 
 // newTestbedForwardCommand is what a test-bed starts to make a cluster's API server reachable, and not for people.
