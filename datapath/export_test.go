@@ -15,7 +15,7 @@ func (d *Datapath) PodProgram() *ebpf.Program { return d.pod.FromPod }
 func (d *Datapath) Writes() uint64 {
 	m := d.Maps
 	return m.addresses.writes.Load() + m.l7Addresses.writes.Load() + m.endpoints.writes.Load() + m.nodes.writes.Load() + m.frontends.writes.Load() +
-		m.services.writes.Load() + m.slots.writes.Load() + m.backends.writes.Load()
+		m.services.writes.Load() + m.slots.writes.Load() + m.outsideFrontends.writes.Load() + m.outsideUsed.writes.Load() + m.backends.writes.Load()
 }
 
 // GuardPrograms are what the underlay's packets meet, egress first.

@@ -5,7 +5,9 @@
 #include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/l7.h"
+#include "lib/nat.h"
 #include "lib/nodes.h"
+#include "lib/outside.h"
 #include "lib/services.h"
 #include "lib/translations.h"
 

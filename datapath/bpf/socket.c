@@ -109,6 +109,7 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 	struct translation service = {};
 	struct translation_key key;
 	struct session_key client;
+	__u32 number;
 
 	if (!protocol)
 		return ALLOW;
@@ -121,7 +122,7 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 		count_l7_fallback();
 	}
 	client = session_of_namespace(bpf_get_netns_cookie(ctx));
-	backend = session_choose(frontend, &client);
+	backend = session_choose(frontend, &client, &number);
 	/* Of the other family it could not be written where it has to be. */
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&peer->address)) {
 		count_drop(DROP_NO_BACKEND, EGRESS, 0);
