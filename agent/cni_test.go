@@ -197,6 +197,7 @@ func newCNINode(t *testing.T) *cniNode {
 // newRuntime returns a container runtime's library, which finds the test's own binary as the plugin.
 func newRuntime(t *testing.T) *libcni.CNIConfig {
 	t.Helper()
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // by default a program with the race detector takes a second to end
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
