@@ -54,7 +54,8 @@ var layers = []layer{
 	{folder: "tunnel/tun", why: "it is a device: what it carries for whom is for others"},
 	{folder: "datapath", may: []string{"identity", "lb"}, why: "it only reads rows: it must not care which channel brought them",
 		tests: []string{"tunnel", "tunnel/tun"}},
-	{folder: "k8s", may: []string{"identity", "lb", "clustermesh"}, why: "it is a source: it turns Kubernetes' objects into rows, and says in Kubernetes what became of them"},
+	{folder: "k8s", may: []string{"identity", "lb", "clustermesh"}, why: "it is a source: it turns Kubernetes' objects into rows, and says in Kubernetes what became of them",
+		tests: []string{"kvstore", "identity/pki"}}, // A real API server has an etcd, and certificates.
 	{folder: "k8s/cni", may: []string{"identity", "agent/api"}, why: "it turns what the CNI specification says into requests to the agent, and its answers back"},
 	{folder: "agent/api", may: []string{"identity", "lb", "lb/l7/state"}, why: "clients of the agent must not link what the agent is made of"},
 	{folder: "agent", may: []string{"..."}, why: "it wires everything together, so nothing else has to"},

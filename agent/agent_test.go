@@ -248,7 +248,7 @@ func backend(cluster string, id uint8, ip string) lb.Backend {
 }
 
 func startBalance(t *testing.T, tables *clustermesh.Tables, guard lb.Guard) (*balance, *clustermesh.Refusals) {
-	b := newBalance(tables, "east", 1, guard, clustermesh.NewRefusals())
+	b := newBalance(tables, eastNode, guard, clustermesh.NewRefusals())
 	run(t, b.Run)
 	return b, b.refusals
 }

@@ -174,12 +174,24 @@ type Status struct {
 	// Encryption in short; see PathEncryption.
 	Encryption EncryptionSummary `json:"encryption"`
 	// L7 in short; see PathL7.
-	L7       L7Summary        `json:"l7,omitzero"`
-	Gossip   Members          `json:"gossip"`
-	Stores   []Store          `json:"stores"`
-	Peers    []Peer           `json:"peers"`
-	Tables   map[string]Table `json:"tables"`
-	Refusals []Refusal        `json:"refusals"`
+	L7     L7Summary `json:"l7,omitzero"`
+	Gossip Members   `json:"gossip"`
+	Stores []Store   `json:"stores"`
+	// Kubernetes is where services and pods come from; nil if the local API is told of them.
+	Kubernetes *Kubernetes      `json:"kubernetes,omitempty"`
+	Peers      []Peer           `json:"peers"`
+	Tables     map[string]Table `json:"tables"`
+	Refusals   []Refusal        `json:"refusals"`
+}
+
+// Kubernetes is the state of the connection with this cluster's API server.
+type Kubernetes struct {
+	Connected bool   `json:"connected"` // it answered the last request
+	Synced    bool   `json:"synced"`    // all Services and EndpointSlices have been read
+	Server    string `json:"server"`
+	Version   string `json:"version,omitempty"`
+	// LastError is why it is not connected, or what it refuses.
+	LastError string `json:"lastError,omitempty"`
 }
 
 // Datapath says what is loaded.
