@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == cni.Name {
 		os.Exit(runTestPlugin())
 	}
+	if os.Getenv(bePod) != "" {
+		fmt.Fprintln(os.Stderr, runTestPod())
+		os.Exit(1)
+	}
 	if version := os.Getenv(beProxy); version != "" {
 		if err := runTestProxy(version); err != nil {
 			fmt.Fprintln(os.Stderr, err)

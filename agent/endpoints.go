@@ -45,24 +45,22 @@ type endpoints struct {
 	links   podLinks
 	// source knows the pods of Kubernetes; nil: the node is in no Kubernetes cluster.
 	source podSource
+	// relabels are the labels that pods of Kubernetes have now, as far as their endpoints may not have them yet.
+	relabels relabels
 
 	mu sync.Mutex
 	// byID are the endpoints that exist, pools have their addresses.
 	byID  map[string]identity.Endpoint
 	pools addressPools
-	// relabelled are the labels that endpoints, by their IDs, have now and have no identity for yet, with what has failed so far.
-	relabelled map[string]relabelling
-	// relabel gets a token when there are more of them.
-	relabel chan struct{}
 }
 
 func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Config, mtu int, log *slog.Logger) *endpoints {
 	return &endpoints{
-		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
+		relabels: newRelabels(),
+		tables:   tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
 		byID: map[string]identity.Endpoint{}, pools: newAddressPools(cfg.Node.PodCIDRs), links: kernelLinks{},
-		tunnels:    cfg.Encryption.Mode != identity.EncryptOff,
-		relabelled: map[string]relabelling{}, relabel: make(chan struct{}, 1),
+		tunnels: cfg.Encryption.Mode != identity.EncryptOff,
 	}
 }
 
@@ -259,7 +257,7 @@ func (e *endpoints) get(id string) (identity.Endpoint, bool) {
 
 func (e *endpoints) forget(ep identity.Endpoint) {
 	delete(e.byID, ep.ID())
-	delete(e.relabelled, ep.ID())
+	e.relabels.drop(ep.ID())
 	e.pools.give(ep.Addresses())
 }
 

@@ -90,11 +90,11 @@ func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 	return true, e.insert(ep)
 }
 
-// problems tells what is not as it should be with pods, and which row does not show.
+// problems tells what is not as it should be with pods, and no row shows.
 func (e *endpoints) problems() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return append(e.tunnelAddresses(), e.labelProblems()...)
+	return append(e.tunnelAddresses(), e.relabels.problems()...)
 }
 
 // tunnelAddresses tells which pods have an address from before it was the end of a tunnel: other pods reach them all the same, but the node takes

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"causeway/agent/api"
@@ -116,7 +117,7 @@ func (e *endpoints) podLabels(ctx context.Context, ep identity.Endpoint) (identi
 	defer cancel()
 	labels, err := e.source.PodLabels(ctx, ep.Namespace, ep.Name, ep.UID)
 	if err != nil {
-		return nil, unavailable("labels of pod %s are not known yet: %w", ep.ID(), err)
+		return nil, unavailable("pod %s cannot be connected yet: %w", ep.ID(), err)
 	}
 	labels = withNamespace(labels, ep.Namespace)
 	if err := identity.CheckLabels(labels); err != nil {
@@ -180,29 +181,10 @@ func (e *endpoints) DeleteSandbox(ctx context.Context, id, sandbox string) error
 	return err
 }
 
-// relabelling are labels that an endpoint has now and has no identity for yet.
-type relabelling struct {
-	labels identity.Labels
-	err    error
-}
-
 // Relabel says which labels a pod of Kubernetes has now. If they are others than before it gets their identity from Run, without any interruption. It does not
 // wait, and may be called for all pods at the start. Endpoints that are no pods of Kubernetes are left alone.
 func (e *endpoints) Relabel(namespace, name string, labels identity.Labels) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	id := namespace + "/" + name
-	ep, ok := e.byID[id]
-	if !ok || ep.Sandbox == "" {
-		return
-	}
-	labels = withNamespace(labels, namespace)
-	if maps.Equal(labels, ep.Labels) {
-		delete(e.relabelled, id) // they have changed back
-		return
-	}
-	e.relabelled[id] = relabelling{labels: labels}
-	wakeUp(e.relabel)
+	e.relabels.put(namespace+"/"+name, withNamespace(labels, namespace))
 }
 
 // Run gives endpoints whose labels have changed the identity of those, until ctx ends.
@@ -213,7 +195,7 @@ func (e *endpoints) Run(ctx context.Context) error {
 			again = time.After(relabelPause)
 		}
 		select {
-		case <-e.relabel:
+		case <-e.relabels.more:
 		case <-again:
 		case <-ctx.Done():
 			return nil
@@ -223,67 +205,125 @@ func (e *endpoints) Run(ctx context.Context) error {
 
 // relabelAll tells whether all endpoints have the identity of their labels.
 func (e *endpoints) relabelAll(ctx context.Context) bool {
-	e.mu.Lock()
-	pending := maps.Clone(e.relabelled)
-	e.mu.Unlock()
 	all := true
-	for id, want := range pending {
-		number, err := e.allocate(ctx, want.labels)
-		if err == nil {
-			err = e.switchIdentity(ctx, id, want.labels, number)
-		}
-		if err != nil && ctx.Err() == nil {
+	for id, labels := range e.relabels.list() {
+		if err := e.relabel(ctx, id, labels); err != nil && ctx.Err() == nil {
 			all = false
-			e.relabelFailed(id, want.labels, err)
+			if e.relabels.fail(id, labels, err) {
+				e.log.Warn("pod keeps the identity of its former labels for now, will be retried", "endpoint", id, "error", err)
+			}
 		}
 	}
 	return all
 }
 
-// switchIdentity gives an endpoint other labels and their identity, of which one use is counted already. That of the former ones is given back, or, if the labels
-// have changed again or the endpoint is gone, this one.
-func (e *endpoints) switchIdentity(ctx context.Context, id string, labels identity.Labels, number identity.Number) error {
+func (e *endpoints) relabel(ctx context.Context, id string, labels identity.Labels) error {
+	ep, ok := e.get(id)
+	if !ok || ep.Sandbox == "" || maps.Equal(ep.Labels, labels) {
+		e.relabels.done(id, labels)
+		return nil
+	}
+	number, err := e.allocate(ctx, labels)
+	if err != nil {
+		return err
+	}
+	return e.switchIdentity(ctx, ep, labels, number)
+}
+
+// switchIdentity gives an endpoint other labels and their identity, of which one use is counted already. That of the former ones is given back, or, if the endpoint is
+// gone meanwhile, this one.
+func (e *endpoints) switchIdentity(ctx context.Context, old identity.Endpoint, labels identity.Labels, number identity.Number) error {
 	e.mu.Lock()
-	ep, ok := e.byID[id]
-	want, wanted := e.relabelled[id]
-	if !ok || !wanted || !maps.Equal(want.labels, labels) {
+	ep, ok := e.byID[old.ID()]
+	if !ok || ep.Sandbox != old.Sandbox {
 		e.mu.Unlock()
 		e.release(ctx, labels)
 		return nil
 	}
 	former := ep.Labels
-	delete(e.relabelled, id)
-	e.log.Info("pod's labels have changed", "endpoint", id, "labels", labels.String(), "identity", number, "before", ep.Identity)
+	e.log.Info("pod's labels have changed", "endpoint", ep.ID(), "labels", labels.String(), "identity", number, "before", ep.Identity)
 	ep.Labels, ep.Identity = labels, number
-	e.byID[id] = ep
+	e.byID[ep.ID()] = ep
 	err := e.insert(ep)
 	if failed := e.save(); failed != nil {
 		// After a restart the source says again which labels it has.
-		e.log.Error("pod's labels have changed, and that will not survive a restart", "endpoint", id, "error", failed)
+		e.log.Error("pod's labels have changed, and that will not survive a restart", "endpoint", ep.ID(), "error", failed)
 	}
 	e.mu.Unlock()
+	e.relabels.done(ep.ID(), labels)
 	e.release(ctx, former)
 	return err
 }
 
-func (e *endpoints) relabelFailed(id string, labels identity.Labels, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	now, ok := e.relabelled[id]
-	if !ok || !maps.Equal(now.labels, labels) {
-		return
-	}
-	if now.err == nil {
-		e.log.Warn("pod keeps the identity of its former labels for now, will be retried", "endpoint", id, "error", err)
-	}
-	now.err = err
-	e.relabelled[id] = now
+// relabels are labels of endpoints, by their IDs, that wait for an identity. It has a lock of its own, since that of endpoints is held while links are made. Safe for
+// concurrent use.
+type relabels struct {
+	// more gets a token when there is something to do.
+	more chan struct{}
+
+	mu     sync.Mutex
+	wanted map[string]relabelling
 }
 
-// labelProblems tells which pods have the identity of labels that they have no more. Needs mu.
-func (e *endpoints) labelProblems() (problems []string) {
-	for _, id := range slices.Sorted(maps.Keys(e.relabelled)) {
-		if failed := e.relabelled[id].err; failed != nil {
+type relabelling struct {
+	labels identity.Labels
+	err    error // of the last try
+}
+
+func newRelabels() relabels {
+	return relabels{more: make(chan struct{}, 1), wanted: map[string]relabelling{}}
+}
+
+func (r *relabels) put(id string, labels identity.Labels) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wanted[id] = relabelling{labels: labels}
+	wakeUp(r.more)
+}
+
+func (r *relabels) drop(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.wanted, id)
+}
+
+func (r *relabels) list() map[string]identity.Labels {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[string]identity.Labels{}
+	for id, w := range r.wanted {
+		all[id] = w.labels
+	}
+	return all
+}
+
+// done forgets labels that have their identity, unless they have changed again.
+func (r *relabels) done(id string, labels identity.Labels) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if maps.Equal(r.wanted[id].labels, labels) {
+		delete(r.wanted, id)
+	}
+}
+
+// fail notes why labels have no identity; true the first time.
+func (r *relabels) fail(id string, labels identity.Labels, err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, ok := r.wanted[id]
+	if !ok || !maps.Equal(now.labels, labels) {
+		return false
+	}
+	r.wanted[id] = relabelling{labels: labels, err: err}
+	return now.err == nil
+}
+
+// problems tells which pods have the identity of labels that they have no more.
+func (r *relabels) problems() (problems []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(r.wanted)) {
+		if failed := r.wanted[id].err; failed != nil {
 			problems = append(problems, fmt.Sprintf("endpoint %s keeps the identity of its former labels for now: %v", id, failed))
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -71,6 +73,28 @@ func TestInterfaceNames(t *testing.T) {
 	} {
 		if err := datapath.CheckInterfaceName(name); (err == nil) != good {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestNoThreadStaysInAPodsNamespace: a namespace that a thread of the agent's is in goes on living when its pod has gone, and the pod's link with it.
+func TestNoThreadStaysInAPodsNamespace(t *testing.T) {
+	needRoot(t)
+	host, pod := newNamespace(t), newNamespace(t)
+	cfg := datapath.PodLinkConfig{NetNS: pod.path(), HostLink: "cw-pod", Address: netip.MustParseAddr("fd00:10::a"), MTU: 1450}
+	theirs, err := os.Readlink(pod.path())
+	must(t, err)
+	for range 50 { // which thread does it is a matter of luck
+		host.do(t, func() {
+			_, err := datapath.CreatePodLink(cfg)
+			must(t, err)
+		})
+		threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+		must(t, err)
+		for _, thread := range threads {
+			if ns, err := os.Readlink(thread); err == nil && ns == theirs {
+				t.Fatalf("%s is in the pod's namespace", thread)
+			}
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"causeway/agent/api"
+	"causeway/k8s/cni"
 	"causeway/lb"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ import (
 
 // The test's own binary is the clustermesh of the test-beds that it brings up.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "clustermesh" {
+	if name := filepath.Base(os.Args[0]); name == "clustermesh" || name == cni.Name {
 		main()
 	}
 	goleak.VerifyTestMain(m)
