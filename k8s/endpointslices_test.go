@@ -148,6 +148,8 @@ func testEndpointSlices(t *testing.T, h *harness) {
 		remove("shop-a") // whose word was not the one that counted
 		apply(newSlice("shop-c", "shop", endpoint("10.1.0.3", "")))
 		h.waitBackends(shop, "10.1.0.3 shop-c", "fd00::1 shop-b")
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		if len(h.endpointSlices.doubles) > 0 {
 			t.Errorf("remembered beyond need: %v", h.endpointSlices.doubles)
 		}

@@ -28,7 +28,9 @@ func testPods(t *testing.T, shared *harness) {
 	pods := shared.api.client.CoreV1().Pods(namespace)
 	h := newHarness(t, shared.api, shared.api.kubeconfig(t, adminToken))
 	told := make(chan string, 100)
-	h.OnPodLabels(func(namespace, name string, labels identity.Labels) { told <- namespace + "/" + name + " " + labels.String() })
+	h.OnPodLabels(func(namespace, name string, labels identity.Labels) {
+		told <- namespace + "/" + name + " " + labels.String()
+	})
 	h.run().waitSynced()
 	create := func(pod *corev1.Pod) *corev1.Pod {
 		t.Helper()

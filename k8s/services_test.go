@@ -39,7 +39,9 @@ var serviceCases = []struct {
 	{name: "given-cluster-ip", spec: corev1.ServiceSpec{ClusterIP: "10.96.9.9"},
 		want: func(row *lb.Service, _ *corev1.Service) { row.ClusterIPs = addresses("10.96.9.9") }},
 	{name: "dual-stack", spec: corev1.ServiceSpec{IPFamilyPolicy: ptr.To(corev1.IPFamilyPolicyRequireDualStack)},
-		want: func(row *lb.Service, made *corev1.Service) { row.ClusterIPs = addresses(made.Spec.ClusterIPs[0], made.Spec.ClusterIPs[1]) }},
+		want: func(row *lb.Service, made *corev1.Service) {
+			row.ClusterIPs = addresses(made.Spec.ClusterIPs[0], made.Spec.ClusterIPs[1])
+		}},
 	{name: "ipv6-first", spec: corev1.ServiceSpec{IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol}},
 		want: func(row *lb.Service, made *corev1.Service) {
 			if row.ClusterIPs = addresses(made.Spec.ClusterIPs...); !row.ClusterIPs[0].Is6() {
@@ -54,7 +56,9 @@ var serviceCases = []struct {
 	{name: "external-name", spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.org"}, none: true},
 	{name: "other-proxy", labels: map[string]string{labelServiceProxyName: "mine"}, none: true},
 	{name: "node-port", spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort},
-		want: func(row *lb.Service, made *corev1.Service) { row.Ports[0].NodePort = uint16(made.Spec.Ports[0].NodePort) }},
+		want: func(row *lb.Service, made *corev1.Service) {
+			row.Ports[0].NodePort = uint16(made.Spec.Ports[0].NodePort)
+		}},
 	{name: "given-node-port", spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, NodePort: 31234}}},
 		want: func(row *lb.Service, _ *corev1.Service) { row.Ports[0].NodePort = 31234 }},
 	{name: "load-balancer", spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ExternalIPs: []string{"198.51.100.7", "2001:db8::7"}},
