@@ -34,16 +34,17 @@ type Status struct {
 // awayAfter is how long the API server may not answer before that is a problem: a new one takes over in less.
 const awayAfter = 5 * time.Second
 
-// After so long without a byte of the API server it is asked for something, and every so often it is looked whether it is time for that. Where nothing changes,
-// watches say something once a minute.
-const (
-	quietAfter = 10 * time.Second
-	lookEvery  = 2 * time.Second
-	askTimeout = 5 * time.Second
-)
+// pace says how long the API server may be silent until it is asked for something, how often it is looked whether it is time for that, and how long the
+// answer may take. Where nothing changes, watches say something once a minute.
+type pace struct {
+	quiet, look, answer time.Duration
+}
+
+var usualPace = pace{quiet: 10 * time.Second, look: 2 * time.Second, answer: 5 * time.Second}
 
 // contact knows whether the API server answers. Safe for concurrent use.
 type contact struct {
+	pace     pace
 	mu       sync.Mutex
 	started  time.Time
 	answered time.Time // when something of it was read last
@@ -164,12 +165,12 @@ func (c *contact) watch(ctx context.Context, client rest.Interface, log *slog.Lo
 	c.mu.Lock()
 	c.started = time.Now()
 	c.mu.Unlock()
-	look := time.NewTicker(lookEvery)
+	look := time.NewTicker(c.pace.look)
 	defer look.Stop()
 	away := false
 	for {
 		c.mu.Lock()
-		ask := c.version == "" || c.failed != nil || time.Since(c.answered) > quietAfter
+		ask := c.version == "" || c.failed != nil || time.Since(c.answered) > c.pace.quiet
 		c.mu.Unlock()
 		if ask {
 			c.ask(ctx, client)
@@ -194,7 +195,7 @@ func (c *contact) watch(ctx context.Context, client rest.Interface, log *slog.Lo
 
 // ask asks for the version, which everybody may read.
 func (c *contact) ask(ctx context.Context, client rest.Interface) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.pace.answer)
 	defer cancel()
 	data, err := client.Get().AbsPath("/version").MaxRetries(0).Do(ctx).Raw()
 	var info version.Info

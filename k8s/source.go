@@ -51,7 +51,7 @@ type Source struct {
 }
 
 func newSource(cfg Config) *Source {
-	s := &Source{cfg: cfg, synced: make(chan struct{}), first: map[string]func(statedb.WriteTxn) error{}}
+	s := &Source{cfg: cfg, api: contact{pace: usualPace}, synced: make(chan struct{}), first: map[string]func(statedb.WriteTxn) error{}}
 	s.services = &services{Source: s, known: map[lb.Name]types.UID{}}
 	s.endpointSlices = &endpointSlices{
 		Source: s, known: map[types.NamespacedName]knownSlice{}, doubles: map[lb.Name]map[netip.Addr][]lb.Backend{}, nodes: map[string]string{},

@@ -110,7 +110,7 @@ func (fakeTestbed) SocketHere() (string, bool) { return "", false }
 func (fakeTestbed) Nodes(string) []string      { return []string{"east/node1"} }
 
 const statusOK = `{"ok":true,"problems":[],"version":"v1","cluster":"east","clusterID":1,"node":"node1","address":"172.29.1.11",
-"podCIDR":"10.1.1.0/24","started":"2025-06-01T11:57:00Z","datapath":{"attach":"tcx","device":"causeway0","podMTU":1450,"drops":3},
+"podCIDR":"10.1.1.0/24","started":"2025-06-01T11:57:00Z","datapath":{"attach":"tcx","device":"causeway0","podMTU":1450,"drops":3},"kubernetes":{"connected":true,"synced":true,"server":"https://172.29.1.2:6443","version":"v1.34.10"},
 "stores":[{"cluster":"east","clusterID":1,"local":true,"endpoints":["https://172.29.1.2:2379"],"connected":true,"synced":true,"entries":12,"heartbeatAgeMs":400},
 {"cluster":"west","clusterID":2,"endpoints":["https://172.29.2.2:2379"],"lastError":"dial tcp: refused","refused":1,"reconnects":2,"heartbeatAgeMs":-1}],
 "tables":{"nodes":{"rows":4},"addresses":{"rows":20,"pending":1}},
@@ -122,6 +122,7 @@ func TestStatus(t *testing.T) {
 	want := `east/node1: ok
   cluster ID 1, address 172.29.1.11, pods 10.1.1.0/24
   data path tcx on causeway0, pod MTU 1450, 3 packets dropped
+  Kubernetes v1.34.10 at https://172.29.1.2:6443, connected
   version v1, up 3m
 
 STORE       ENDPOINTS                ENTRIES  REFUSED  RECONNECTS  HEARTBEAT  STATUS

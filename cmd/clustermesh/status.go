@@ -73,6 +73,9 @@ func printStatus(p *printer, s *api.Status) {
 	if text := l7Text(s.L7); text != "" {
 		p.printf("  %s\n", text)
 	}
+	if s.Kubernetes != nil {
+		p.printf("  %s\n", kubernetesText(s.Kubernetes))
+	}
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")
@@ -90,6 +93,18 @@ func printStatus(p *printer, s *api.Status) {
 		p.printf("\n")
 		p.table(refusalTable(p, s.Refusals))
 	}
+}
+
+// kubernetesText says in a line how the node stands with Kubernetes.
+func kubernetesText(k *api.Kubernetes) string {
+	state := "connected"
+	switch {
+	case !k.Connected:
+		state = strings.TrimSuffix("away: "+k.LastError, ": ")
+	case !k.Synced:
+		state = "not read in full yet"
+	}
+	return printable(strings.TrimSpace("Kubernetes "+k.Version) + " at " + k.Server + ", " + state)
 }
 
 func storeTable(stores []api.Store) *table {
