@@ -2,6 +2,7 @@ package clustermesh
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -280,7 +281,11 @@ func contentOf(e kvstore.Entry) uint64 {
 
 func contentOfSlice(s lb.Slice) uint64 {
 	s.Incarnation, s.Sequence = 0, 0
-	return sightOf(true, lb.EncodeSlice(s))
+	value, err := json.Marshal(s)
+	if err != nil {
+		panic("clustermesh: a slice does not marshal: " + err.Error())
+	}
+	return sightOf(true, value)
 }
 
 // flush writes what is dirty and differs: first what comes, services before their slices, then what goes, the other way round. So nobody has a slice
