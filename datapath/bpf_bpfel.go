@@ -56,7 +56,8 @@ type bpfBackend struct {
 	Owner    uint8
 	State    uint8
 	Flags    uint8
-	Pad      [5]uint8
+	Pad      [1]uint8
+	Service  uint32
 }
 
 type bpfBackendGroup uint32
@@ -65,6 +66,13 @@ const (
 	bpfBackendGroupGROUP_LOCAL  bpfBackendGroup = 0
 	bpfBackendGroupGROUP_REMOTE bpfBackendGroup = 1
 	bpfBackendGroupGROUPS       bpfBackendGroup = 2
+)
+
+type bpfBackendState uint32
+
+const (
+	bpfBackendStateBACKEND_ACTIVE      bpfBackendState = 0
+	bpfBackendStateBACKEND_QUARANTINED bpfBackendState = 1
 )
 
 type bpfDirection uint32
@@ -234,6 +242,22 @@ type bpfService struct {
 	Pad         [4]uint8
 }
 
+type bpfSession struct {
+	_       structs.HostLayout
+	Used    uint64
+	Backend uint32
+	Pad     [4]uint8
+}
+
+type bpfSessionKey struct {
+	_       structs.HostLayout
+	Client  bpfIpAddr
+	Service uint32
+	Kind    uint8
+	Cluster uint8
+	Pad     [2]uint8
+}
+
 type bpfSlotKey struct {
 	_       structs.HostLayout
 	Service uint32
@@ -275,11 +299,13 @@ const (
 	bpfMapLayout             = "layout"
 	bpfMapNodes              = "nodes"
 	bpfMapServices           = "services"
+	bpfMapSessions           = "sessions"
 	bpfMapSlots              = "slots"
 	bpfMapTranslations       = "translations"
 	bpfVarUnusedAddressKind  = "unused_address_kind"
 	bpfVarUnusedAffinity     = "unused_affinity"
 	bpfVarUnusedBackendGroup = "unused_backend_group"
+	bpfVarUnusedBackendState = "unused_backend_state"
 	bpfVarUnusedDirection    = "unused_direction"
 	bpfVarUnusedDropReason   = "unused_drop_reason"
 	bpfVarUnusedEchoAnswer   = "unused_echo_answer"
@@ -351,6 +377,7 @@ type bpfMapSpecs struct {
 	Layout       *ebpf.MapSpec `ebpf:"layout"`
 	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sessions     *ebpf.MapSpec `ebpf:"sessions"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Translations *ebpf.MapSpec `ebpf:"translations"`
 }
@@ -362,6 +389,7 @@ type bpfVariableSpecs struct {
 	UnusedAddressKind  *ebpf.VariableSpec `ebpf:"unused_address_kind"`
 	UnusedAffinity     *ebpf.VariableSpec `ebpf:"unused_affinity"`
 	UnusedBackendGroup *ebpf.VariableSpec `ebpf:"unused_backend_group"`
+	UnusedBackendState *ebpf.VariableSpec `ebpf:"unused_backend_state"`
 	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
 	UnusedEchoAnswer   *ebpf.VariableSpec `ebpf:"unused_echo_answer"`
@@ -405,6 +433,7 @@ type bpfMaps struct {
 	Layout       *ebpf.Map `ebpf:"layout"`
 	Nodes        *ebpf.Map `ebpf:"nodes"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Sessions     *ebpf.Map `ebpf:"sessions"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Translations *ebpf.Map `ebpf:"translations"`
 }
@@ -423,6 +452,7 @@ func (m *bpfMaps) Close() error {
 		m.Layout,
 		m.Nodes,
 		m.Services,
+		m.Sessions,
 		m.Slots,
 		m.Translations,
 	)
@@ -435,6 +465,7 @@ type bpfVariables struct {
 	UnusedAddressKind  *ebpf.Variable `ebpf:"unused_address_kind"`
 	UnusedAffinity     *ebpf.Variable `ebpf:"unused_affinity"`
 	UnusedBackendGroup *ebpf.Variable `ebpf:"unused_backend_group"`
+	UnusedBackendState *ebpf.Variable `ebpf:"unused_backend_state"`
 	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
 	UnusedEchoAnswer   *ebpf.Variable `ebpf:"unused_echo_answer"`

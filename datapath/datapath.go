@@ -215,6 +215,7 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 		bpfMapAddresses: maps.Addresses, bpfMapEndpoints: maps.Endpoints, bpfMapNodes: maps.Nodes,
 		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
 		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
+		bpfMapSessions:    maps.Sessions,
 		bpfMapEchoAnswers: maps.EchoAnswers,
 		bpfMapL7Listeners: maps.L7Listeners, bpfMapL7Addresses: maps.L7Addresses, bpfMapL7Fallbacks: maps.L7Fallbacks,
 	}

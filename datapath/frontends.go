@@ -10,13 +10,16 @@ import (
 	"causeway/lb"
 )
 
-// FrontendMap holds the addresses and ports that sockets are translated from. It shares
+// FrontendMap holds the addresses and ports that sockets are translated from, and leaves alone those for packets from outside. It shares
 // its state with a TargetMap. Its methods are safe for concurrent use.
 type FrontendMap struct{ b *balancer }
 
-// Update makes connections to the frontend go to the targets of its port, in the order of its affinity; those to one that is
-// balanced at L7 go to the node's proxy, as long as it listens.
+// Update makes connections to the frontend go to the targets of its port, in the order of its affinity, and with session
+// affinity to the one that the client has had last; those to one that is balanced at L7 go to the node's proxy, as long as it listens.
 func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
+	if f.Outside {
+		return nil
+	}
 	key, err := frontendKey(f.FrontendKey)
 	if err != nil {
 		return fmt.Errorf("frontend of %s: %w", f.Target, err)
@@ -25,7 +28,7 @@ func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	if err != nil {
 		return fmt.Errorf("frontend of %s: %w", f.Target, err)
 	}
-	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity}
+	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity, SessionSeconds: f.SessionAffinity}
 	if f.L7 && f.Protocol == lb.TCP {
 		policy.Flags |= uint8(bpfFrontendFlagFRONTEND_L7)
 	}
@@ -37,7 +40,7 @@ func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 // Delete ends the translation of new connections to the frontend.
 func (m *FrontendMap) Delete(_ context.Context, f lb.Frontend) error {
 	key, err := frontendKey(f.FrontendKey)
-	if err != nil {
+	if err != nil || f.Outside {
 		return nil // It can't have been written.
 	}
 	m.b.mu.Lock()
@@ -49,7 +52,7 @@ func (m *FrontendMap) Delete(_ context.Context, f lb.Frontend) error {
 func (m *FrontendMap) Prune(_ context.Context, desired iter.Seq[lb.Frontend], synced func(identity.ClusterID) bool) error {
 	keep := make(map[bpfFrontendKey]bool)
 	for f := range desired {
-		if key, err := frontendKey(f.FrontendKey); err == nil {
+		if key, err := frontendKey(f.FrontendKey); err == nil && !f.Outside {
 			keep[key] = true
 		}
 	}

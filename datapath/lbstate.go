@@ -134,7 +134,7 @@ func (b *balancer) serviceOf(port portID) (*service, error) {
 	}
 	b.services[port], b.byID[svc.id] = svc, svc
 	for _, t := range b.wanted[port] {
-		if err := b.add(svc, t); err != nil {
+		if err := b.put(svc, t); err != nil {
 			return nil, errors.Join(err, b.destroyUnused(svc))
 		}
 	}
@@ -182,6 +182,7 @@ func (b *balancer) setTarget(port portID, t target) error {
 
 // put makes the service have the target, in its group and as quarantined as it is.
 func (b *balancer) put(svc *service, t target) error {
+	t.value.Service = svc.id
 	be := svc.backends[t.value.key()]
 	if be == nil {
 		return b.add(svc, t)
@@ -247,7 +248,11 @@ func newTarget(t lb.Target) (target, error) {
 	if t.Local {
 		group = int(bpfBackendGroupGROUP_LOCAL)
 	}
+	state := bpfBackendStateBACKEND_ACTIVE
+	if t.Quarantined {
+		state = bpfBackendStateBACKEND_QUARANTINED
+	}
 	return target{group: group, quarantined: t.Quarantined, value: bpfBackend{
-		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID,
+		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID, State: uint8(state),
 	}}, nil
 }

@@ -88,8 +88,8 @@ func TestChangeCostsTheSameInEveryService(t *testing.T) {
 		first int // so many of the backends are quarantined at first
 		want  []uint64
 	}{
-		{"none is quarantined", 0, []uint64{3, 4, 3, 3, 3}},
-		{"a third is quarantined", 3, []uint64{5, 6, 3, 3, 4}},
+		{"none is quarantined", 0, []uint64{3, 4, 4, 4, 3}},
+		{"a third is quarantined", 3, []uint64{5, 6, 4, 4, 4}},
 	} {
 		for _, size := range []int{12, 1200, 9000} {
 			m := newTestMaps(t, nil)

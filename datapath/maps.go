@@ -62,7 +62,7 @@ func newMaps(all *bpfMaps) *Maps {
 	m.addresses.m, m.endpoints.m, m.nodes.m = all.Addresses, all.Endpoints, all.Nodes
 	m.frontends.m, m.services.m, m.slots.m, m.backends.m = all.Frontends, all.Services, all.Slots, all.Backends
 	m.close = []*ebpf.Map{all.Addresses, all.Endpoints, all.Nodes, all.Frontends, all.Services, all.Slots,
-		all.Backends, all.Drops, all.Layout, all.Translations, all.EchoAnswers,
+		all.Backends, all.Drops, all.Layout, all.Translations, all.Sessions, all.EchoAnswers,
 		all.L7Addresses, all.L7Listeners, all.L7Fallbacks}
 	return m
 }

@@ -83,3 +83,33 @@ func TestTwoPortsOfOneNumber(t *testing.T) {
 		t.Errorf("routes %+v, want those that a frontend leads to", routes)
 	}
 }
+
+func TestProblems(t *testing.T) {
+	sticky := func(s *Service) { s.SessionAffinity = 60 }
+	udp := ports(ServicePort{Name: "dns", Protocol: UDP, Port: 53, TargetPort: 53})
+	for _, test := range []struct {
+		name string
+		view ServiceView
+		want string // cluster, and what it asks for in vain
+	}{
+		{"nothing", inEast(declared(1)), ""},
+		{"L7", inEast(declared(1, annotated())), ""},
+		{"clients stay with their backend", inEast(declared(1, sticky)), ""},
+		{"both", inEast(declared(1, sticky, annotated()), declared(2)), "east session affinity"},
+		{"both, of UDP alone", inEast(declared(1, sticky, annotated(), udp)), ""},
+		{"both, L7 switched off", inEast(declared(1, sticky, annotated(AnnotationL7, "disabled"))), ""},
+		{"both, only there", inEast(declared(2, sticky, annotated())), "west session affinity"},
+		{"one here, one there", inEast(declared(1, annotated()), declared(2, sticky)), ""},
+		{"does not parse", inEast(declared(1, sticky, annotated(AnnotationL7Retries, "lots"))), "east L7"},
+	} {
+		var got []string
+		for _, p := range test.view.Problems() {
+			if got = append(got, p.Cluster+" "+p.What); p.Reason == "" {
+				t.Errorf("%s: no reason", test.name)
+			}
+		}
+		if strings.Join(got, ", ") != test.want {
+			t.Errorf("%s: %v, want %s", test.name, got, test.want)
+		}
+	}
+}
