@@ -16,6 +16,7 @@ func (a *agent) setupExporter() {
 	}
 	a.exporter = clustermesh.NewExporter(clustermesh.ExporterConfig{
 		Cluster: a.cfg.info(), Node: a.cfg.Node.Name, Store: a.own().store, Tables: a.tables, Synced: a.kubernetes.Synced(), Log: a.log,
+		Tell: func(n clustermesh.News) { a.life.tell(n) },
 	})
 	a.problems = append(a.problems, func() []string { return exporterProblems(a.exporter.State()) })
 }
