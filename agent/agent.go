@@ -68,6 +68,8 @@ type agent struct {
 	node     identity.Node
 	// kubernetes is where this cluster's services come from; nil if they are declared by the local API.
 	kubernetes *k8s.Source
+	// exporter publishes what of them is for other clusters, if this agent is elected to; nil without kubernetes.
+	exporter *clustermesh.Exporter
 	// peering serves the API between clusters, and joins and leaves them.
 	peering         *peering.Service
 	peeringListener net.Listener
@@ -152,6 +154,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupKubernetes(); err != nil {
 		return err
 	}
+	a.setupExporter()
 	if err := a.setupGossip(); err != nil {
 		return err
 	}
@@ -172,6 +175,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	a.reconcile(ctx, tasks)
 	a.followOwn(ctx, tasks)
 	a.followKubernetes(ctx, tasks)
+	a.export(ctx, tasks)
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
 	tasks.Go(func() error { return a.pods.Run(ctx) })
@@ -393,7 +397,7 @@ func (a *agent) api() *server {
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
 			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc, l7: l7,
-			kubernetes: a.kubernetes,
+			kubernetes: a.kubernetes, exporter: a.exporter,
 		},
 		agent:     a,
 		life:      a.life,

@@ -24,8 +24,8 @@ func (a *agent) newFollower(ctx context.Context, c *channel) *clustermesh.Follow
 		Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
 		Changed:  a.rangesChanged,
 	}
-	if c.local && a.kubernetes != nil {
-		cfg.Exported = a.exported
+	if c.local && a.exporter != nil {
+		cfg.Exported = a.exporter.Observe
 	}
 	return clustermesh.NewFollower(cfg)
 }

@@ -8,7 +8,6 @@ import (
 
 	"causeway/agent/api"
 	"causeway/k8s"
-	"causeway/kvstore"
 )
 
 // setupKubernetes makes the source of this cluster's services, if they are Kubernetes'. Its API server need not answer now.
@@ -50,11 +49,6 @@ func (a *agent) ownStoreSynced(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}()
-}
-
-// exported is told what this cluster's store has of services and slices for other clusters: here they come from Kubernetes.
-func (a *agent) exported(batch kvstore.Batch) {
-	a.log.Debug("the store has services for other clusters", "entries", len(batch.Events))
 }
 
 // errFromKubernetes says why the local API declares no services.

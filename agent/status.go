@@ -40,6 +40,7 @@ type view struct {
 	l7       *l7View
 	// kubernetes is nil where services are declared by the local API.
 	kubernetes *k8s.Source
+	exporter   *clustermesh.Exporter
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -56,7 +57,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
 	}
-	s.Kubernetes = kubernetesStatus(v.kubernetes)
+	s.Kubernetes, s.Exporter = kubernetesStatus(v.kubernetes), exporterStatus(v.exporter)
 	drops, err := v.datapath.Drops()
 	if err != nil {
 		s.Problems = append(s.Problems, "drop counters cannot be read: "+err.Error())

@@ -2,9 +2,11 @@ package clustermesh
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -71,17 +73,17 @@ type sighting struct {
 	value uint64
 }
 
-// absent is the sight of what is not there, and unknown the content of what has to be written anew whatever it is.
+// absent is the sight and the content of what is not there, and unknown the content of what has to be written anew whatever it is.
 const (
-	absent  = 0
-	unknown = 0
+	absent  uint64 = 0
+	unknown uint64 = math.MaxUint64
 )
 
 func sightOf(there bool, value []byte) uint64 {
 	if !there {
 		return absent
 	}
-	return max(xxhash.Sum64(value), 1)
+	return min(max(xxhash.Sum64(value), absent+1), unknown-1)
 }
 
 // export is what an elected agent knows of what it publishes. All of it belongs to one goroutine, and ends with the term.
@@ -104,8 +106,11 @@ type export struct {
 	written map[item][]uint64
 	// problems are why items are not published, or not all of them.
 	problems map[item]error
-	// compared: stored is what the store said. marked: that all is published was said since.
-	compared, marked bool
+	// told is the content of slices as gossip was told it, unknown if another agent did: the store has not taken it yet, and gets a newer version
+	// of it in any case.
+	told map[item]uint64
+	// compared: stored is what the store said; read: it was at some time. marked: that all is published was said since.
+	compared, read, marked bool
 }
 
 // maxWritten bounds the sights that are kept of an item. If there are more, an older one counts as another's, and the item is written once more.
@@ -114,7 +119,11 @@ const maxWritten = 16
 func newExport(e *Exporter, revision int64, term uint64) (*export, error) {
 	x := &export{
 		Exporter: e, fence: kvstore.Condition{Key: leaderKey, Revision: revision}, term: term, limit: rate.NewLimiter(exportRate, exportBurst),
-		places: map[lb.Name]map[netip.Addr]string{}, dirty: map[item]struct{}{}, stored: map[item]uint64{}, written: map[item][]uint64{}, problems: map[item]error{},
+		places: map[lb.Name]map[netip.Addr]string{}, dirty: map[item]struct{}{}, stored: map[item]uint64{}, written: map[item][]uint64{}, told: map[item]uint64{}, problems: map[item]error{},
+	}
+	for _, it := range e.unsettled() {
+		x.told[it] = unknown
+		x.dirty[it] = struct{}{}
 	}
 	t := e.Tables
 	txn := t.DB.WriteTxn(t.Services, t.Backends)
@@ -146,7 +155,7 @@ func (x *export) step(ctx context.Context) (changed [2]<-chan struct{}, err erro
 	}
 	changed = x.gather()
 	if err := available(x.Store); err != nil {
-		return changed, err
+		return changed, errors.Join(err, x.tellNews(ctx))
 	}
 	if !x.compared {
 		if err := x.compare(ctx); err != nil {
@@ -262,7 +271,7 @@ func (x *export) compare(ctx context.Context) error {
 			x.dirty[item{name, slice}] = struct{}{}
 		}
 	}
-	x.stored, x.compared, x.marked = stored, true, false
+	x.stored, x.compared, x.read, x.marked = stored, true, true, false
 	return nil
 }
 
@@ -280,7 +289,11 @@ func contentOf(e kvstore.Entry) uint64 {
 
 func contentOfSlice(s lb.Slice) uint64 {
 	s.Incarnation, s.Sequence = 0, 0
-	return sightOf(true, lb.EncodeSlice(s))
+	value, err := json.Marshal(s)
+	if err != nil {
+		panic("clustermesh: a slice does not marshal: " + err.Error())
+	}
+	return sightOf(true, value)
 }
 
 // flush writes what is dirty and differs: first what comes, services before their slices, then what goes, the other way round. So nobody has a slice
@@ -307,6 +320,37 @@ func (x *export) flush(ctx context.Context) error {
 		x.add(read, it, &batch)
 	}
 	return x.writeBatch(ctx, &batch)
+}
+
+// tellNews tells gossip of the slices that are dirty, since the store can't be told.
+func (x *export) tellNews(ctx context.Context) error {
+	if !x.read {
+		return nil // everything would be news
+	}
+	read := x.Tables.DB.ReadTxn()
+	for it := range x.dirty {
+		if it.slice == "" {
+			continue // of services gossip carries nothing
+		}
+		value, content, _ := x.build(read, it)
+		if last, told := x.told[it]; told && last == content || !told && x.holds(it, content) {
+			continue
+		}
+		if err := x.limit.Wait(ctx); err != nil {
+			return err
+		}
+		if value == nil {
+			x.sequence++
+		}
+		x.told[it] = content
+		x.tell(it, News{Node: x.Node, Key: it.key(x.Cluster.Name), Version: identity.Version{Incarnation: x.term, Sequence: x.sequence}, Withdrawn: value == nil, Value: value})
+	}
+	return nil
+}
+
+// holds tells whether the store has this content of an item.
+func (x *export) holds(it item, content uint64) bool {
+	return x.stored[it] == content // absent is what the map says of what it does not have
 }
 
 // wanted tells whether there is something to publish of an item.
@@ -339,8 +383,7 @@ func (x *export) add(read statedb.ReadTxn, it item, batch *exportBatch) {
 	} else {
 		delete(x.problems, it)
 	}
-	held, there := x.stored[it]
-	if there == (value != nil) && (!there || held == content) {
+	if _, told := x.told[it]; !told && x.holds(it, content) {
 		delete(x.dirty, it)
 		return
 	}
@@ -355,7 +398,7 @@ func (x *export) add(read statedb.ReadTxn, it item, batch *exportBatch) {
 // build returns what is to be stored of an item, nil if nothing is, and the content that it is compared by. The error says what is left out, and why.
 func (x *export) build(read statedb.ReadTxn, it item) (value []byte, content uint64, err error) {
 	if !x.wanted(read, it) {
-		return nil, 0, nil
+		return nil, absent, nil
 	}
 	t := x.Tables
 	if it.slice != "" {
@@ -364,7 +407,7 @@ func (x *export) build(read statedb.ReadTxn, it item) (value []byte, content uin
 	row, _, _ := t.Services.Get(read, t.Services.ByKey(x.Cluster.Name+"/"+it.service.String()))
 	service := row.Object.Exported()
 	if err := lb.CheckService(service); err != nil {
-		return nil, 0, fmt.Errorf("service %s cannot be told to other clusters: %w", it.service, err)
+		return nil, absent, fmt.Errorf("service %s cannot be told to other clusters: %w", it.service, err)
 	}
 	value = lb.EncodeService(service)
 	return value, sightOf(true, value), nil
@@ -383,7 +426,7 @@ func (x *export) buildSlice(read statedb.ReadTxn, it item) (value []byte, conten
 		backends = append(backends, b)
 	}
 	if len(backends) == 0 {
-		return nil, 0, left
+		return nil, absent, left
 	}
 	slice, err := lb.ClusterSlice(backends)
 	if err == nil {
@@ -393,7 +436,7 @@ func (x *export) buildSlice(read statedb.ReadTxn, it item) (value []byte, conten
 		err = lb.CheckSlice(slice)
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("backends of service %s are not told to other clusters: %w", it.service, err)
+		return nil, absent, fmt.Errorf("backends of service %s are not told to other clusters: %w", it.service, err)
 	}
 	return lb.EncodeSlice(slice), content, left
 }
@@ -417,10 +460,13 @@ func (x *export) writeBatch(ctx context.Context, batch *exportBatch) error {
 			x.stored[it] = unknown // it may have been written
 		case batch.ops[i].Kind == kvstore.OpPut:
 			x.stored[it] = batch.contents[i]
-			delete(x.dirty, it)
 		default:
 			delete(x.stored, it)
+		}
+		if err == nil {
 			delete(x.dirty, it)
+			delete(x.told, it)
+			x.settle(it)
 		}
 	}
 	*batch = exportBatch{}

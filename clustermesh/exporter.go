@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +24,9 @@ type ExporterConfig struct {
 	Tables *Tables
 	// Synced is closed when the tables have all of the cluster's services and backends: nothing is published, and least of all taken for gone, before.
 	Synced <-chan struct{}
-	Log    *slog.Logger
+	// Tell hands news of slices to gossip while the store does not take them.
+	Tell func(News)
+	Log  *slog.Logger
 }
 
 // Exporter publishes the services and backends of a cluster of Kubernetes that are for other clusters: in the cluster's store, as services and slices that
@@ -41,6 +45,8 @@ type Exporter struct {
 	// seen is what the store was seen to be changed to while this agent leads, and nobody has looked at; relisted, that a listing may have hidden some.
 	seen     []sighting
 	relisted bool
+	// news are the slices of which gossip has a newer version than the store, whoever told it: who publishes next writes them once more.
+	news map[item]identity.Version
 }
 
 // ExporterState is how the publishing is, for status.
@@ -59,7 +65,7 @@ type ExporterState struct {
 
 // NewExporter returns one that publishes nothing until Run.
 func NewExporter(cfg ExporterConfig) *Exporter {
-	return &Exporter{ExporterConfig: cfg, wake: make(chan struct{}, 1)}
+	return &Exporter{ExporterConfig: cfg, wake: make(chan struct{}, 1), news: map[item]identity.Version{}}
 }
 
 // State returns how the publishing is now.
@@ -74,6 +80,7 @@ func (e *Exporter) State() ExporterState {
 func (e *Exporter) Observe(batch kvstore.Batch) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.noteNews(batch)
 	if !e.state.Self {
 		return
 	}
@@ -96,6 +103,57 @@ func (e *Exporter) observed() (seen []sighting, relisted bool) {
 	seen, relisted = e.seen, e.relisted
 	e.seen, e.relisted = nil, false
 	return seen, relisted
+}
+
+// Settled tells whether the store has what gossip was told of a slice, or something newer, so that gossip need not keep it.
+func (e *Exporter) Settled(key string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	it, _ := itemOf(e.Cluster.Name, key)
+	_, news := e.news[it]
+	return !news
+}
+
+// maxNews bounds the slices that are remembered to be news. Of more the store gets what changes next.
+const maxNews = 8192
+
+// noteNews notes what gossip has that the store has not, and what the store has got. Only what the store says has a revision. Needs mu.
+func (e *Exporter) noteNews(batch kvstore.Batch) {
+	for _, ev := range batch.Events {
+		it, ok := itemOf(e.Cluster.Name, ev.Key)
+		if !ok || it.slice == "" {
+			continue
+		}
+		v, _ := identity.VersionOf(ev.Value)
+		switch {
+		case batch.Revision == 0 && len(e.news) < maxNews:
+			e.news[it] = v
+		case batch.Revision != 0 && (ev.Kind == kvstore.EventDelete || !e.news[it].Newer(v)):
+			delete(e.news, it)
+		}
+	}
+}
+
+// tell hands news of a slice to gossip, and notes that the store does not have them.
+func (e *Exporter) tell(it item, n News) {
+	e.mu.Lock()
+	e.news[it] = n.Version
+	e.mu.Unlock()
+	e.Tell(n)
+}
+
+// settle notes that the store has what gossip has, or something newer.
+func (e *Exporter) settle(it item) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.news, it)
+}
+
+// unsettled returns the slices of which gossip has something else than the store.
+func (e *Exporter) unsettled() []item {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Keys(e.news))
 }
 
 func (e *Exporter) setError(err error) {
@@ -130,7 +188,7 @@ func (e *Exporter) lead(ctx context.Context, held *kvstore.Held, term uint64, el
 	defer compare.Stop()
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
-	pause := firstExportPause
+	pause, lost := firstExportPause, held.Lost
 	for {
 		changed, err := x.step(ctx)
 		switch {
@@ -159,8 +217,11 @@ func (e *Exporter) lead(ctx context.Context, held *kvstore.Held, term uint64, el
 			if e.election.see(batch); e.election.leader.revision != held.Revision {
 				return errDeposed
 			}
-		case <-held.Lost:
-			return fmt.Errorf("%w: its lease is lost", errDeposed)
+		case <-lost:
+			if available(e.Store) == nil {
+				return fmt.Errorf("%w: its lease is lost", errDeposed)
+			}
+			lost = nil // nobody else can be elected where the store is away for all, and who was is who tells gossip
 		case <-ctx.Done():
 			return nil
 		}

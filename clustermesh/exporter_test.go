@@ -26,7 +26,9 @@ type kube struct {
 	tables   *Tables
 	store    kvstore.Store
 	exporter *Exporter
+	follower *Follower
 	synced   chan struct{}
+	told     chan News
 	stop     context.CancelFunc
 	done     chan error
 }
@@ -36,12 +38,12 @@ var eastInfo = identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.
 // newKube returns an agent that runs once it is started, with two nodes in its tables.
 func newKube(t testing.TB, node string, store kvstore.Store) *kube {
 	t.Helper()
-	k := &kube{t: t, store: store, synced: make(chan struct{})}
+	k := &kube{t: t, store: store, synced: make(chan struct{}), told: make(chan News, 1000)}
 	var err error
 	if k.tables, err = NewTables(); err != nil {
 		t.Fatal(err)
 	}
-	k.exporter = NewExporter(ExporterConfig{Cluster: eastInfo, Node: node, Store: store, Tables: k.tables, Synced: k.synced, Log: slog.New(slog.DiscardHandler)})
+	k.exporter = NewExporter(ExporterConfig{Cluster: eastInfo, Node: node, Store: store, Tables: k.tables, Synced: k.synced, Tell: func(n News) { k.told <- n }, Log: slog.New(slog.DiscardHandler)})
 	txn := k.tables.DB.WriteTxn(k.tables.Nodes)
 	for i, name := range []string{"node1", "node2"} {
 		n := identity.Node{Cluster: "east", ClusterID: 1, Name: name, Address: netip.AddrFrom4([4]byte{172, 29, 1, byte(11 + i)}), PodCIDRs: prefixes(fmt.Sprintf("10.1.%d.0/24", i+1))}
@@ -57,12 +59,12 @@ func newKube(t testing.TB, node string, store kvstore.Store) *kube {
 func (k *kube) start() *kube {
 	ctx, stop := context.WithCancel(context.Background())
 	k.stop, k.done = stop, make(chan error, 2)
-	follower := NewFollower(FollowerConfig{
+	k.follower = NewFollower(FollowerConfig{
 		Cluster: "east", ID: 1, Self: identity.NodeName{Cluster: "east", Node: k.exporter.Node}, Store: k.store, Tables: k.tables, Refusals: NewRefusals(),
 		Claims: NewClaims(eastInfo), Exported: k.exporter.Observe, Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { k.done <- k.exporter.Run(ctx) }()
-	go func() { k.done <- follower.Run(ctx) }()
+	go func() { k.done <- k.follower.Run(ctx) }()
 	k.t.Cleanup(k.end)
 	return k
 }
@@ -350,8 +352,10 @@ func TestWhatSomebodyElseHasChangedIsPutRight(t *testing.T) {
 		"a service was declared": func(ctx context.Context, s kvstore.Store) error {
 			return s.Put(ctx, lb.ServicesPrefix("east")+"web/cart", []byte("{}"))
 		},
-		"a slice was added":        func(ctx context.Context, s kvstore.Store) error { return s.Put(ctx, sliceTwo, []byte("{}")) },
-		"an older slice came back": func(ctx context.Context, s kvstore.Store) error { return s.Put(ctx, sliceOne, oldSlice()) },
+		"a slice was added": func(ctx context.Context, s kvstore.Store) error { return s.Put(ctx, sliceTwo, []byte("{}")) },
+		"an older slice came back": func(ctx context.Context, s kvstore.Store) error {
+			return s.Put(ctx, sliceOne, inTermOne(1, shopPod(1, 9, "shop-a")))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -372,15 +376,6 @@ func TestWhatSomebodyElseHasChangedIsPutRight(t *testing.T) {
 			})
 		})
 	}
-}
-
-func oldSlice() []byte {
-	s, err := lb.ClusterSlice([]lb.Backend{shopPod(1, 9, "shop-a")})
-	if err != nil {
-		panic(err)
-	}
-	s.Incarnation, s.Sequence = 1, 1
-	return lb.EncodeSlice(s)
 }
 
 // TestNodesSlicesAreLeftAlone: they are others', also where nothing else is known of them.

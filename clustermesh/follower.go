@@ -40,7 +40,7 @@ type FollowerConfig struct {
 	// Disputed is called with keys of this node's that somebody else has changed or deleted in the store.
 	Disputed func(keys []string)
 	// Exported is set where the cluster's services, and slices that are the cluster's, come from Kubernetes: what the own cluster's store has of them is
-	// for others. It is not followed, but for its versions; instead it is handed to Exported, as are the batches that end a listing.
+	// for others. It is not followed, but for its versions; instead it is handed to Exported, as are the batches that end a listing; also what gossip says of them.
 	Exported func(kvstore.Batch)
 	// Changed is called when the cluster's announced ranges may have changed.
 	Changed func()

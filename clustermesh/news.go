@@ -148,6 +148,7 @@ func (f *Follower) applyOne(txn statedb.WriteTxn, n News, now time.Time) error {
 		}
 		f.put(txn, n.Key, n.Value)
 	}
+	f.reportExported(kvstore.Batch{Events: []kvstore.Event{n.event()}})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := pendingNews{n.Node, n.Version, n.Withdrawn, now}
@@ -156,6 +157,15 @@ func (f *Follower) applyOne(txn statedb.WriteTxn, n News, now time.Time) error {
 	}
 	f.pending[n.Key] = p
 	return nil
+}
+
+// event is what the news would be if the store brought them.
+func (n News) event() kvstore.Event {
+	ev := kvstore.Event{Kind: kvstore.EventPut, Entry: kvstore.Entry{Key: n.Key, Value: n.Value}}
+	if n.Withdrawn {
+		ev.Kind = kvstore.EventDelete
+	}
+	return ev
 }
 
 // check tells whether the value is what the news says it is: the entry of the node that signed, of that version.

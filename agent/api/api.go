@@ -178,10 +178,12 @@ type Status struct {
 	Gossip Members   `json:"gossip"`
 	Stores []Store   `json:"stores"`
 	// Kubernetes is where services and pods come from; nil if the local API is told of them.
-	Kubernetes *Kubernetes      `json:"kubernetes,omitempty"`
-	Peers      []Peer           `json:"peers"`
-	Tables     map[string]Table `json:"tables"`
-	Refusals   []Refusal        `json:"refusals"`
+	Kubernetes *Kubernetes `json:"kubernetes,omitempty"`
+	// Exporter publishes what of them is for other clusters; nil without Kubernetes.
+	Exporter *Exporter        `json:"exporter,omitempty"`
+	Peers    []Peer           `json:"peers"`
+	Tables   map[string]Table `json:"tables"`
+	Refusals []Refusal        `json:"refusals"`
 }
 
 // Kubernetes is the state of the connection with this cluster's API server.
@@ -191,6 +193,19 @@ type Kubernetes struct {
 	Server    string `json:"server"`
 	Version   string `json:"version,omitempty"`
 	// LastError is why it is not connected, or what it refuses.
+	LastError string `json:"lastError,omitempty"`
+}
+
+// Exporter is the one agent of a cluster of Kubernetes that publishes its services and backends for other clusters, as this node knows it.
+type Exporter struct {
+	// Leader is the node whose agent it is; empty while none is elected, or it is not known.
+	Leader string `json:"leader"`
+	// Self: that is this node.
+	Self  bool      `json:"self"`
+	Since time.Time `json:"since,omitzero"`
+	// Keys that it keeps in the store, as this node knows if it is this node's.
+	Keys int `json:"keys"`
+	// LastError is why not all is published that should be.
 	LastError string `json:"lastError,omitempty"`
 }
 
