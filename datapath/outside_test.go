@@ -525,6 +525,46 @@ func TestOutsideToNodesThemselves(t *testing.T) {
 	})
 }
 
+// TestNodePortFromPods: pods of another node are served at this node's address too, by whichever backend.
+func TestNodePortFromPods(t *testing.T) {
+	for name, opts := range map[string]options{"IPv4": {outside: true}, "IPv6": {outside: true, underlay6: true, ranges: []int{6}}} {
+		t.Run(name, func(t *testing.T) {
+			m := newPodsMesh(t, opts, 1, 1, 2)
+			n, clients := m.nodes[0], m.nodes[1].addPod(300)
+			client := stranger{ns: clients.ns, addr: clients.addr()}
+			n.ns.do(t, func() { serveTelling(t, netip.AddrPortFrom(n.row.Address, 7080)) })
+			for where, c := range map[string]struct {
+				backend *pod
+				from    netip.Addr
+			}{
+				"the node that is asked": {n.addPod(301).tells(), client.addr},
+				"the client's node":      {m.nodes[1].addPod(301).tells(), n.podSide()},
+				"a third node":           {m.nodes[2].addPod(301).tells(), n.podSide()},
+				"a node itself":          {&pod{node: n, row: identity.Endpoint{Address: n.row.Address}}, client.addr},
+			} {
+				n.openOutside(n.nodePort(), false, c.backend)
+				for _, network := range outsideWays {
+					got, conn := client.ask(t, network, n.nodePort())
+					if got.by != c.backend.addr() || got.from.Addr() != c.from {
+						t.Errorf("backend on %s, %s: answered by %s, which saw %s; want %s and %s", where, network, got.by, got.from.Addr(), c.backend.addr(), c.from)
+					}
+					if network == "tcp" {
+						exchange(t, conn, 1<<20)
+					}
+					conn.Close()
+				}
+				n.deleteOutsideTarget(c.backend)
+			}
+			if _, err := client.ns.dial(t, "tcp", n.nodePort()); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("without a backend the client gets %v, want %v", err, unix.ECONNREFUSED)
+			}
+			if unwanted := unwantedDrops(m.nodes...); len(unwanted) != 0 {
+				t.Errorf("packets were dropped: %v", unwanted)
+			}
+		})
+	}
+}
+
 // TestErrorsGoOutside: who sends datagrams to a backend that does not listen hears of it.
 func TestErrorsGoOutside(t *testing.T) {
 	eachFamily(t, func(t *testing.T, opts options) {

@@ -34,7 +34,6 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 			{"a local part that is reserved", sender.ns, 1<<16 | 6, good, datapath.DropForeignIdentity},
 			{"no identity", sender.ns, 0, good, datapath.DropForeignIdentity},
 			{"the identity of the world", sender.ns, 2, good, datapath.DropForeignIdentity},
-			{"a client outside, from a pod's address", sender.ns, 2, with(func(p *packet) { p.src = sender.inRange(99) }), datapath.DropForeignIdentity},
 			{"a client outside, by itself", sender.ns, 2, with(func(p *packet) { p.src = sender.podSide() }), ""},
 			{"a client outside, by another node", sender.ns, 2, with(func(p *packet) { p.src = receiver.podSide() }), datapath.DropForeignIdentity},
 			{"itself", sender.ns, 6, with(func(p *packet) { p.src = sender.row.Address }), ""},
