@@ -182,6 +182,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
 	tasks.Go(func() error { return a.proxies.Run(ctx) })
+	tasks.Go(func() error { return newHealthChecks(a).Run(ctx) })
 	a.startGossip(ctx, tasks)
 	a.startPeering(ctx, tasks)
 	tasks.Go(func() error { return a.watchCarrier(ctx) })

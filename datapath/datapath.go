@@ -176,9 +176,18 @@ func errIncompatible(pinDir string, err error) error {
 }
 
 func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
+	ports, err := freePorts()
+	if err != nil {
+		return err
+	}
+	if ports.overlap {
+		d.log.Warn("connections from outside may get ports that sockets of this node have too: leave more ports out of the sysctl net.ipv4.ip_local_port_range",
+			"first", ports.first, "count", ports.count)
+	}
 	variables := map[string]any{
 		"node_address":   cfg.NodeAddress.As16(),
 		"tunnel_ifindex": uint32(cfg.VXLANIndex), "underlay_ifindex": uint32(cfg.UnderlayIndex),
+		"nat_first_port": ports.first, "nat_ports": ports.count,
 	}
 	if cfg.PodSide.IsValid() {
 		variables["pod_side_address"] = cfg.PodSide.As16()

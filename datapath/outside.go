@@ -29,20 +29,9 @@ func (d *Datapath) loadOutside(cfg Config, variables map[string]any, maps *bpfMa
 			"link", link.Attrs().Name, "kind", link.Attrs().EncapType)
 		return nil
 	}
-	ports, err := freePorts()
-	if err != nil {
-		return err
-	}
-	if ports.overlap {
-		d.log.Warn("connections from outside may get ports that sockets of this node have too: leave more ports out of the sysctl net.ipv4.ip_local_port_range",
-			"first", ports.first, "count", ports.count)
-	}
 	spec, err := loadOutside()
 	if err != nil {
 		return err
-	}
-	if err := errors.Join(spec.Variables["nat_first_port"].Set(ports.first), spec.Variables["nat_ports"].Set(ports.count)); err != nil {
-		return fmt.Errorf("setting the ports of connections from outside: %w", err)
 	}
 	return loadInto(&d.outside, spec, variables, maps)
 }

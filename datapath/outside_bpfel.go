@@ -36,6 +36,7 @@ const (
 	outsideVarPodSideAddress   = "pod_side_address"
 	outsideVarPodSideOther     = "pod_side_other"
 	outsideVarTunnelIfindex    = "tunnel_ifindex"
+	outsideVarUnderlayIfindex  = "underlay_ifindex"
 )
 
 // loadOutside returns the embedded CollectionSpec for outside.
@@ -106,12 +107,13 @@ type outsideMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type outsideVariableSpecs struct {
-	NatFirstPort   *ebpf.VariableSpec `ebpf:"nat_first_port"`
-	NatPorts       *ebpf.VariableSpec `ebpf:"nat_ports"`
-	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
-	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.VariableSpec `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	NatFirstPort    *ebpf.VariableSpec `ebpf:"nat_first_port"`
+	NatPorts        *ebpf.VariableSpec `ebpf:"nat_ports"`
+	NodeAddress     *ebpf.VariableSpec `ebpf:"node_address"`
+	PodSideAddress  *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.VariableSpec `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
 
 // outsideObjects contains all objects after they have been loaded into the kernel.
@@ -169,12 +171,13 @@ func (m *outsideMaps) Close() error {
 //
 // It can be passed to loadOutsideObjects or ebpf.CollectionSpec.LoadAndAssign.
 type outsideVariables struct {
-	NatFirstPort   *ebpf.Variable `ebpf:"nat_first_port"`
-	NatPorts       *ebpf.Variable `ebpf:"nat_ports"`
-	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
-	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.Variable `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	NatFirstPort    *ebpf.Variable `ebpf:"nat_first_port"`
+	NatPorts        *ebpf.Variable `ebpf:"nat_ports"`
+	NodeAddress     *ebpf.Variable `ebpf:"node_address"`
+	PodSideAddress  *ebpf.Variable `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.Variable `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }
 
 // outsidePrograms contains all programs after they have been loaded into the kernel.

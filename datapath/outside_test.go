@@ -365,6 +365,24 @@ func TestManyConnectionsFromOutside(t *testing.T) {
 	}
 }
 
+// TestSessionFromOutside: with session affinity a client outside has one backend, by TCP and by UDP each.
+func TestSessionFromOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+			f := n.outsideFrontend(n.nodePort(), protocol, false)
+			f.SessionAffinity = 3600
+			must(t, n.dp.Frontends().Update(t.Context(), f))
+		}
+		for _, network := range outsideWays {
+			by := client.askOften(t, network, n.nodePort(), 40)
+			if by[here.addr()] != 40 && by[there.addr()] != 40 {
+				t.Errorf("%s: answered by %v, want one only", network, by)
+			}
+		}
+	})
+}
+
 // TestQuarantineFromOutside: a quarantined backend gets no new connections, and keeps those that it has.
 func TestQuarantineFromOutside(t *testing.T) {
 	eachFamily(t, func(t *testing.T, opts options) {
@@ -507,6 +525,46 @@ func TestOutsideToNodesThemselves(t *testing.T) {
 	})
 }
 
+// TestNodePortFromPods: pods of another node are served at this node's address too, by whichever backend.
+func TestNodePortFromPods(t *testing.T) {
+	for name, opts := range map[string]options{"IPv4": {outside: true}, "IPv6": {outside: true, underlay6: true, ranges: []int{6}}} {
+		t.Run(name, func(t *testing.T) {
+			m := newPodsMesh(t, opts, 1, 1, 2)
+			n, clients := m.nodes[0], m.nodes[1].addPod(300)
+			client := stranger{ns: clients.ns, addr: clients.addr()}
+			n.ns.do(t, func() { serveTelling(t, netip.AddrPortFrom(n.row.Address, 7080)) })
+			for where, c := range map[string]struct {
+				backend *pod
+				from    netip.Addr
+			}{
+				"the node that is asked": {n.addPod(301).tells(), client.addr},
+				"the client's node":      {m.nodes[1].addPod(301).tells(), n.podSide()},
+				"a third node":           {m.nodes[2].addPod(301).tells(), n.podSide()},
+				"a node itself":          {&pod{node: n, row: identity.Endpoint{Address: n.row.Address}}, client.addr},
+			} {
+				n.openOutside(n.nodePort(), false, c.backend)
+				for _, network := range outsideWays {
+					got, conn := client.ask(t, network, n.nodePort())
+					if got.by != c.backend.addr() || got.from.Addr() != c.from {
+						t.Errorf("backend on %s, %s: answered by %s, which saw %s; want %s and %s", where, network, got.by, got.from.Addr(), c.backend.addr(), c.from)
+					}
+					if network == "tcp" {
+						exchange(t, conn, 1<<20)
+					}
+					conn.Close()
+				}
+				n.deleteOutsideTarget(c.backend)
+			}
+			if _, err := client.ns.dial(t, "tcp", n.nodePort()); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("without a backend the client gets %v, want %v", err, unix.ECONNREFUSED)
+			}
+			if unwanted := unwantedDrops(m.nodes...); len(unwanted) != 0 {
+				t.Errorf("packets were dropped: %v", unwanted)
+			}
+		})
+	}
+}
+
 // TestErrorsGoOutside: who sends datagrams to a backend that does not listen hears of it.
 func TestErrorsGoOutside(t *testing.T) {
 	eachFamily(t, func(t *testing.T, opts options) {
@@ -623,4 +681,97 @@ func (c stranger) behind(t *testing.T, n *node, mtu int) stranger {
 		return errors.Is(err, unix.ECONNREFUSED)
 	})
 	return machine
+}
+
+// TestFragmentsFromOutside: of a datagram to a service that is cut, nothing arrives, and it is counted. Another's pass.
+func TestFragmentsFromOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, opts options) {
+		n, client, here, there := newOutsideShop(t, opts)
+		n.deleteOutsideTarget(there)
+		other := netip.AddrPortFrom(n.row.Address, 7000)
+		n.ns.do(t, func() { serveEcho(t, other) })
+		conn, err := client.ns.dial(t, "udp", other)
+		must(t, err)
+		defer conn.Close()
+		exchange(t, conn, 4000)
+		toShop, err := client.ns.dial(t, "udp", n.nodePort())
+		must(t, err)
+		defer toShop.Close()
+		toShop.Write(make([]byte, 4000))
+		eventually(t, "the drop is counted", func() bool { return n.drops(datapath.DropFragment) == 1 })
+		if got := client.again(t, toShop); got.by != here.addr() {
+			t.Errorf("what follows in one piece is answered by %s, want %s", got.by, here.addr())
+		}
+	})
+}
+
+// TestPortsForOutsideRunOut: connections that can be told apart no more are refused, and counted; those that there are go on.
+func TestPortsForOutsideRunOut(t *testing.T) {
+	m := newOutsideMesh(t, options{}, 1, 1)
+	n, client := m.nodes[0], newClient(t, m)
+	n.ns.do(t, func() { sysctl(t, "net/ipv4/ip_local_port_range", "1500 64400") }) // It leaves 1135.
+	n.restart()
+	n.openOutside(n.nodePort(), false, m.nodes[1].addPod(300).tells())
+	_, kept := client.ask(t, "tcp", n.nodePort())
+	defer kept.Close()
+	ports := make(map[uint16]bool)
+	for range 4000 {
+		var conn net.Conn
+		client.ns.do(t, func() { conn, _ = net.DialTimeout("tcp", n.nodePort().String(), 200*time.Millisecond) })
+		if conn == nil {
+			break
+		}
+		got, err := hear(conn)
+		must(t, err)
+		conn.Close()
+		if port := got.from.Port(); port <= 64400 || ports[port] {
+			t.Fatalf("a connection has port %d, after %d others", port, len(ports))
+		}
+		ports[got.from.Port()] = true
+	}
+	if len(ports) < 500 || n.drops(datapath.DropNoNATPort) == 0 {
+		t.Errorf("%d connections got through, and then %d packets were dropped for want of a port", len(ports), n.drops(datapath.DropNoNATPort))
+	}
+	exchange(t, kept, 1<<20)
+}
+
+// TestSecondFamilyFromOutside: a node whose underlay is of IPv4 serves an IPv6 address too, from its second pod range.
+func TestSecondFamilyFromOutside(t *testing.T) {
+	m := newOutsideMesh(t, options{ranges: []int{4, 6}}, 1, 1)
+	for _, n := range m.nodes {
+		for _, owner := range m.nodes {
+			row := owner.podRange()
+			row.Prefix = owner.row.PodCIDRs[1]
+			must(t, n.dp.Addresses().Update(t.Context(), row))
+		}
+	}
+	n, client := m.nodes[0], newClient(t, m)
+	own, at := netip.MustParseAddr("2001:db8::2"), netip.MustParseAddrPort("[2001:db8::1]:80")
+	for ns, a := range map[namespace]netip.Addr{n.ns: at.Addr(), client.ns: own} {
+		ns.do(t, func() {
+			sysctl(t, "net/ipv6/conf/eth0/disable_ipv6", "0")
+			eth0, err := netlink.LinkByName("eth0")
+			must(t, err)
+			must(t, netlink.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, 64)), Flags: unix.IFA_F_NODAD}))
+		})
+	}
+	for _, c := range []struct {
+		pod  *pod
+		from netip.Addr
+	}{{n.addPod(300), own}, {m.nodes[1].addPod(300), n.row.PodSides()[1]}} {
+		c.pod.row.Address = c.pod.row.Address6
+		c.pod.tells()
+		n.openOutside(at, false, c.pod)
+		for _, network := range outsideWays {
+			got, conn := client.ask(t, network, at)
+			if got.by != c.pod.addr() || got.from.Addr() != c.from {
+				t.Errorf("%s: answered by %s, which saw %s; want %s and %s", network, got.by, got.from.Addr(), c.pod.addr(), c.from)
+			}
+			if network == "tcp" {
+				exchange(t, conn, 1<<20)
+			}
+			conn.Close()
+		}
+		n.deleteOutsideTarget(c.pod)
+	}
 }

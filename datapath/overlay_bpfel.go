@@ -16,19 +16,28 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	overlayMapAddresses       = "addresses"
-	overlayMapDrops           = "drops"
-	overlayMapEchoAnswers     = "echo_answers"
-	overlayMapEndpoints       = "endpoints"
-	overlayMapNat             = "nat"
-	overlayMapNodes           = "nodes"
-	overlayProgFromOverlay    = "from_overlay"
-	overlayProgToOverlay      = "to_overlay"
-	overlayVarNodeAddress     = "node_address"
-	overlayVarPodSideAddress  = "pod_side_address"
-	overlayVarPodSideOther    = "pod_side_other"
-	overlayVarTunnelIfindex   = "tunnel_ifindex"
-	overlayVarUnderlayIfindex = "underlay_ifindex"
+	overlayMapAddresses        = "addresses"
+	overlayMapBackends         = "backends"
+	overlayMapDrops            = "drops"
+	overlayMapEchoAnswers      = "echo_answers"
+	overlayMapEndpoints        = "endpoints"
+	overlayMapFrontends        = "frontends"
+	overlayMapNat              = "nat"
+	overlayMapNodes            = "nodes"
+	overlayMapOutsideFrontends = "outside_frontends"
+	overlayMapOutsideUsed      = "outside_used"
+	overlayMapServices         = "services"
+	overlayMapSessions         = "sessions"
+	overlayMapSlots            = "slots"
+	overlayProgFromOverlay     = "from_overlay"
+	overlayProgToOverlay       = "to_overlay"
+	overlayVarNatFirstPort     = "nat_first_port"
+	overlayVarNatPorts         = "nat_ports"
+	overlayVarNodeAddress      = "node_address"
+	overlayVarPodSideAddress   = "pod_side_address"
+	overlayVarPodSideOther     = "pod_side_other"
+	overlayVarTunnelIfindex    = "tunnel_ifindex"
+	overlayVarUnderlayIfindex  = "underlay_ifindex"
 )
 
 // loadOverlay returns the embedded CollectionSpec for overlay.
@@ -81,18 +90,27 @@ type overlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayMapSpecs struct {
-	Addresses   *ebpf.MapSpec `ebpf:"addresses"`
-	Drops       *ebpf.MapSpec `ebpf:"drops"`
-	EchoAnswers *ebpf.MapSpec `ebpf:"echo_answers"`
-	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
-	Nat         *ebpf.MapSpec `ebpf:"nat"`
-	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
+	Addresses        *ebpf.MapSpec `ebpf:"addresses"`
+	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	EchoAnswers      *ebpf.MapSpec `ebpf:"echo_answers"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
+	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Sessions         *ebpf.MapSpec `ebpf:"sessions"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // overlayVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayVariableSpecs struct {
+	NatFirstPort    *ebpf.VariableSpec `ebpf:"nat_first_port"`
+	NatPorts        *ebpf.VariableSpec `ebpf:"nat_ports"`
 	NodeAddress     *ebpf.VariableSpec `ebpf:"node_address"`
 	PodSideAddress  *ebpf.VariableSpec `ebpf:"pod_side_address"`
 	PodSideOther    *ebpf.VariableSpec `ebpf:"pod_side_other"`
@@ -120,22 +138,36 @@ func (o *overlayObjects) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayMaps struct {
-	Addresses   *ebpf.Map `ebpf:"addresses"`
-	Drops       *ebpf.Map `ebpf:"drops"`
-	EchoAnswers *ebpf.Map `ebpf:"echo_answers"`
-	Endpoints   *ebpf.Map `ebpf:"endpoints"`
-	Nat         *ebpf.Map `ebpf:"nat"`
-	Nodes       *ebpf.Map `ebpf:"nodes"`
+	Addresses        *ebpf.Map `ebpf:"addresses"`
+	Backends         *ebpf.Map `ebpf:"backends"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	EchoAnswers      *ebpf.Map `ebpf:"echo_answers"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Frontends        *ebpf.Map `ebpf:"frontends"`
+	Nat              *ebpf.Map `ebpf:"nat"`
+	Nodes            *ebpf.Map `ebpf:"nodes"`
+	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Sessions         *ebpf.Map `ebpf:"sessions"`
+	Slots            *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *overlayMaps) Close() error {
 	return _OverlayClose(
 		m.Addresses,
+		m.Backends,
 		m.Drops,
 		m.EchoAnswers,
 		m.Endpoints,
+		m.Frontends,
 		m.Nat,
 		m.Nodes,
+		m.OutsideFrontends,
+		m.OutsideUsed,
+		m.Services,
+		m.Sessions,
+		m.Slots,
 	)
 }
 
@@ -143,6 +175,8 @@ func (m *overlayMaps) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayVariables struct {
+	NatFirstPort    *ebpf.Variable `ebpf:"nat_first_port"`
+	NatPorts        *ebpf.Variable `ebpf:"nat_ports"`
 	NodeAddress     *ebpf.Variable `ebpf:"node_address"`
 	PodSideAddress  *ebpf.Variable `ebpf:"pod_side_address"`
 	PodSideOther    *ebpf.Variable `ebpf:"pod_side_other"`

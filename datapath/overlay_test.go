@@ -13,7 +13,7 @@ import (
 // TestOverlayTakesOnlyWhatTheSenderMaySend sends hand-made VXLAN packets from one node to another.
 func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts options) {
-		m := newMesh(t, opts, 1, 2)
+		m := newPodsMesh(t, opts, 1, 2)
 		sender, receiver := m.nodes[0], m.nodes[1]
 		client, pod := sender.addPod(300), receiver.addPod(300)
 		stranger := newStranger(t, m)
@@ -34,6 +34,8 @@ func TestOverlayTakesOnlyWhatTheSenderMaySend(t *testing.T) {
 			{"a local part that is reserved", sender.ns, 1<<16 | 6, good, datapath.DropForeignIdentity},
 			{"no identity", sender.ns, 0, good, datapath.DropForeignIdentity},
 			{"the identity of the world", sender.ns, 2, good, datapath.DropForeignIdentity},
+			{"a client outside, by itself", sender.ns, 2, with(func(p *packet) { p.src = sender.podSide() }), ""},
+			{"a client outside, by another node", sender.ns, 2, with(func(p *packet) { p.src = receiver.podSide() }), datapath.DropForeignIdentity},
 			{"itself", sender.ns, 6, with(func(p *packet) { p.src = sender.row.Address }), ""},
 			{"itself as the host", sender.ns, 1, with(func(p *packet) { p.src = sender.row.Address }), ""},
 			{"itself with a pod's address", sender.ns, 6, good, datapath.DropForeignIdentity},

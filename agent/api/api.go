@@ -244,6 +244,8 @@ type BPFFrontend struct {
 	ServiceID uint32 `json:"serviceID"`
 	Service   string `json:"service,omitempty"`
 	Affinity  string `json:"affinity"`
+	// Outside: for packets from outside of the cluster, as against sockets on the node.
+	Outside bool `json:"outside,omitempty"`
 	// L7: connections are the node's L7 proxy's, as long as it listens; otherwise they go to the backends below.
 	L7 bool `json:"l7,omitempty"`
 	// SessionAffinity is for how many seconds after its last connection a client gets the same backend.

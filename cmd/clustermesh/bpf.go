@@ -17,7 +17,7 @@ func newBPFCommand(e *env) *cobra.Command {
 func newBPFLBCommand(e *env) *cobra.Command {
 	return query[[]api.BPFFrontend]{
 		use:     "list",
-		short:   "List the services that the kernel translates, a row for each backend and whether it gets new connections",
+		short:   "List the services that the kernel translates, for sockets on the node and for packets from outside, a row for each backend and whether it gets new connections",
 		example: "  clustermesh bpf lb list --node east/node1\n  clustermesh bpf lb list -o json",
 		get:     (*api.Client).BPFLB,
 		print:   func(p *printer, frontends []api.BPFFrontend) { p.table(bpfLBTable(frontends)) },
@@ -36,6 +36,9 @@ func bpfLBTable(frontends []api.BPFFrontend) *table {
 	t := newTable("FRONTEND", "SERVICE", "LEVEL", "AFFINITY", "GROUP", "SLOT", "BACKEND", "STATE", "NODE", "ENDPOINT")
 	for _, f := range frontends {
 		frontend := hostPort(f.Address, f.Port, f.Protocol)
+		if f.Outside {
+			frontend += "/outside"
+		}
 		level := "L4"
 		if f.L7 {
 			level = "L7"

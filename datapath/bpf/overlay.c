@@ -1,6 +1,7 @@
 /* What comes out of the tunnel, and what this node's own processes send into it: tc ingress and egress on
  * the VXLAN device. */
 #include "lib/addresses.h"
+#include "lib/balance.h"
 #include "lib/drops.h"
 #include "lib/echo.h"
 #include "lib/endpoints.h"
@@ -9,6 +10,7 @@
 #include "lib/natanswer.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/outside.h"
 #include "lib/podside.h"
 #include "lib/toobig.h"
 #include "lib/tunnel.h"
@@ -130,7 +132,9 @@ int from_overlay(struct __sk_buff *skb)
 	if (!ip_addr_is(&p.dst, &node_address))
 		return drop(skb, DROP_NO_ENDPOINT, INGRESS);
 	/* Only a node as itself: what a pod sends is never taken for an echo. */
-	return identity == IDENTITY_REMOTE_NODE ? to_this_node(skb, &p, node, false) : PASS;
+	if (identity == IDENTITY_REMOTE_NODE)
+		return to_this_node(skb, &p, node, false);
+	return outside_is_used() && balance(skb, &p, true, &verdict) ? verdict : PASS;
 }
 
 /* Returns who has sent a packet that does not come from a pod's program: this node, or in whose name its proxy has. */
@@ -168,6 +172,8 @@ int to_overlay(struct __sk_buff *skb)
 	dst = address_lookup(&p.dst);
 	if (!dst || dst->kind != ADDRESS_REMOTE)
 		return drop(skb, DROP_UNUSED_ADDRESS, EGRESS);
+	if (outside_is_used() && !nat_own_answer(skb, &p))
+		return drop(skb, DROP_MALFORMED, EGRESS);
 	node = node_lookup(&dst->tunnel);
 	identity = sender_identity(skb, &p);
 	reason = tunnel_prepare(skb, node, identity, node && packet_fit(skb, &p, node) == FIT_IN_FRAGMENTS);

@@ -30,6 +30,7 @@ enum nat_state {
 	NAT_CLIENT_CLOSED = 2, /* the client has sent a FIN */
 	NAT_BACKEND_CLOSED = 4, /* the backend has */
 	NAT_RESET = 8, /* either has sent a RST */
+	NAT_TUNNELED = 16, /* the client has come through the tunnel */
 };
 
 struct nat {
