@@ -244,13 +244,13 @@ func (e *endpoints) switchIdentity(ctx context.Context, old identity.Endpoint, l
 	e.log.Info("pod's labels have changed", "endpoint", ep.ID(), "labels", labels.String(), "identity", number, "before", ep.Identity)
 	ep.Labels, ep.Identity = labels, number
 	e.byID[ep.ID()] = ep
+	e.relabels.done(ep.ID(), labels) // before anybody sees the row
 	err := e.insert(ep)
 	if failed := e.save(); failed != nil {
 		// After a restart the source says again which labels it has.
 		e.log.Error("pod's labels have changed, and that will not survive a restart", "endpoint", ep.ID(), "error", failed)
 	}
 	e.mu.Unlock()
-	e.relabels.done(ep.ID(), labels)
 	e.release(ctx, former)
 	return err
 }
