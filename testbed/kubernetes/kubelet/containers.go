@@ -61,7 +61,7 @@ func (r *Runtime) CreateContainer(_ context.Context, req *runtimeapi.CreateConta
 	}
 	id := newID()
 	c := &container{ID: id, Sandbox: s.ID, CreatedAt: time.Now(), config: config, dir: r.containerDir(id), Argv: image.argv(config.Command, config.Args), Env: environment(image, s, config)}
-	if err := save(c.dir, *c, config); err != nil {
+	if err := save(c.dir, c, config); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()

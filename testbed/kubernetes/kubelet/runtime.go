@@ -108,17 +108,17 @@ func (r *Runtime) podCgroup(s *sandbox) string {
 const stateFile = "state.json"
 
 // saved is how sandboxes and containers are written.
-type saved[T any] struct {
-	State  T
+type saved struct {
+	State  any             // a pointer, whose exported fields count
 	Config json.RawMessage // in protobuf's JSON
 }
 
-func save[T any](dir string, state T, config proto.Message) error {
+func save(dir string, state any, config proto.Message) error {
 	b, err := protojson.Marshal(config)
 	if err != nil {
 		return err
 	}
-	if b, err = json.Marshal(saved[T]{State: state, Config: b}); err != nil {
+	if b, err = json.Marshal(saved{State: state, Config: b}); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -131,20 +131,19 @@ func save[T any](dir string, state T, config proto.Message) error {
 	return os.Rename(path+".new", path)
 }
 
-func load[T any](dir string, state *T, config proto.Message) error {
+func load(dir string, state any, config proto.Message) error {
 	path := filepath.Join(dir, stateFile)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	var s saved[T]
+	s := saved{State: state}
 	if err = json.Unmarshal(b, &s); err == nil {
 		err = protojson.Unmarshal(s.Config, config)
 	}
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
-	*state = s.State
 	return nil
 }
 
@@ -266,7 +265,7 @@ func (r *Runtime) sandbox(id string) (*sandbox, error) {
 
 // Version implements CRI.
 func (r *Runtime) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "causeway-testbed", RuntimeVersion: "1", RuntimeApiVersion: "v1"}, nil
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "causeway-testbed", RuntimeVersion: "1.0.0", RuntimeApiVersion: "v1"}, nil
 }
 
 // Status implements CRI: the network is ready when there is a CNI configuration.
@@ -297,7 +296,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		s.NetNS = filepath.Join(netnsDir, r.conf.NetNSPrefix+"-pod-"+s.ID[:12])
 	}
 	// Written first as stopped, so that the next runtime cleans up if this one is killed meanwhile.
-	if err := save(r.sandboxDir(s.ID), *s, s.config); err != nil {
+	if err := save(r.sandboxDir(s.ID), s, s.config); err != nil {
 		return nil, err
 	}
 	if s.NetNS != "" {
@@ -307,7 +306,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 			s.Stopped = false
 		}
 		if err == nil {
-			err = save(r.sandboxDir(s.ID), *s, s.config)
+			err = save(r.sandboxDir(s.ID), s, s.config)
 		}
 		if err != nil {
 			return nil, errors.Join(err, r.disconnect(context.WithoutCancel(ctx), s), os.RemoveAll(r.sandboxDir(s.ID)))
@@ -351,7 +350,7 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s.Stopped = true
-	return &runtimeapi.StopPodSandboxResponse{}, save(r.sandboxDir(s.ID), *s, s.config)
+	return &runtimeapi.StopPodSandboxResponse{}, save(r.sandboxDir(s.ID), s, s.config)
 }
 
 // RemovePodSandbox implements CRI. It may be repeated.
