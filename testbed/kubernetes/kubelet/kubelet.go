@@ -201,6 +201,11 @@ func (c config) server(endpoint string) (*options.KubeletServer, error) {
 	s.Authentication.Anonymous.Enabled = false
 	s.ClusterDNS, s.ClusterDomain = []string{c.clusterDNS}, c.clusterDomain
 	s.SerializeImagePulls = false
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, err
+	}
+	s.MaxOpenFiles = int64(min(uint64(s.MaxOpenFiles), files.Max))
 	// What the machine is spared: no cgroups but the runtime's, no iptables, no eviction, no watching of disks.
 	s.CgroupsPerQOS, s.EnforceNodeAllocatable = false, nil
 	s.MakeIPTablesUtilChains = false
@@ -228,8 +233,8 @@ func (c config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 	return &kubeletpkg.Dependencies{
 		CAdvisorInterface: machine{&cadvisortest.Fake{NodeName: c.nodeName}},
 		ContainerManager:  cm.NewStubContainerManager(),
-		HostUtil:          hostutil.NewHostUtil(),
 		// Nothing is mounted on the machine, so that nothing is left when everything is killed: volumes are directories, which the runtime mounts in the container.
+		HostUtil:       hostUtil{hostutil.NewHostUtil()},
 		Mounter:        mount.NewFakeMounter(nil),
 		Subpather:      &subpather{},
 		OOMAdjuster:    oom.NewFakeOOMAdjuster(),
@@ -261,6 +266,11 @@ func (machine) VersionInfo() (*cadvisorapi.VersionInfo, error) {
 	err := unix.Uname(&name)
 	return &cadvisorapi.VersionInfo{KernelVersion: unix.ByteSliceToString(name.Release[:]), ContainerOsVersion: "Causeway test-bed " + version.Get().GitVersion}, err
 }
+
+// hostUtil leaves the root directory's mount as it is: nothing that is mounted in a container is to be seen outside.
+type hostUtil struct{ *hostutil.HostUtil }
+
+func (hostUtil) MakeRShared(string) error { return nil }
 
 // subpather gives containers a part of a volume by its path.
 type subpather struct{ subpath.FakeSubpath }
