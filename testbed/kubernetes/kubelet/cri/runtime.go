@@ -1,4 +1,8 @@
-package kubelet
+// Package cri is a container runtime for a kubelet, with CRI v1 (the Container Runtime Interface, k8s.io/cri-api), whose containers are plain processes of this machine: see
+// [Runtime], and package shim for what a container is. Pods are connected as the CNI specification says, by libcni. Images are names that a table maps to commands: see [Images].
+//
+// What is asked of it and not done: resource limits, users, capabilities, seccomp, PID and IPC namespaces shared with the node or in the pod, mount propagation, statistics.
+package cri
 
 import (
 	"context"
@@ -24,7 +28,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubelet/pkg/cri/streaming"
 
-	"causeway/testbed/kubernetes/kubelet/shim"
+	"causeway/testbed/kubernetes/kubelet/cri/shim"
 )
 
 const (
@@ -35,8 +39,8 @@ const (
 	checkInterval = time.Minute // of CNI CHECK
 )
 
-// RuntimeConfig says where a [Runtime] has what.
-type RuntimeConfig struct {
+// Config says where a [Runtime] has what.
+type Config struct {
 	Root        string   // directory of its state
 	Cgroup      string   // directory in a cgroup v2
 	CNIConf     string   // directory
@@ -48,7 +52,7 @@ type RuntimeConfig struct {
 // Runtime is a container runtime: CRI v1's RuntimeService. All that it knows is in files, so that another one goes on where it was killed.
 type Runtime struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
-	conf      RuntimeConfig
+	conf      Config
 	network   network
 	images    Images
 	streaming streaming.Server
@@ -82,8 +86,8 @@ type container struct {
 	exit        *shim.Exit // once known
 }
 
-// NewRuntime takes over what an earlier runtime left in the same directory.
-func NewRuntime(ctx context.Context, c RuntimeConfig) (*Runtime, error) {
+// New takes over what an earlier runtime left in the same directory.
+func New(c Config) (*Runtime, error) {
 	r := &Runtime{
 		conf: c, images: Images(c.Images), sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 		network: network{cni: libcni.NewCNIConfigWithCacheDir(c.CNIBin, filepath.Join(c.Root, "cni"), nil), confDir: c.CNIConf},
@@ -205,7 +209,7 @@ func (r *Runtime) Serve(ctx context.Context) (string, error) {
 	os.Remove(path)
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		return "", fmt.Errorf("listening on %s (at most 107 characters): %w", path, err)
+		return "", fmt.Errorf("listening on %s: %w", path, err)
 	}
 	server := grpc.NewServer()
 	runtimeapi.RegisterRuntimeServiceServer(server, r)

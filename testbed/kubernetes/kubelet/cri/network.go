@@ -1,4 +1,4 @@
-package kubelet
+package cri
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package kubelet
+package cri
 
 import (
 	"bytes"
@@ -21,13 +21,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	utilexec "k8s.io/utils/exec"
 
-	"causeway/testbed/kubernetes/kubelet/shim"
+	"causeway/testbed/kubernetes/kubelet/cri/shim"
 )
 
 // machineOf gives a test a runtime's directories and a CNI plugin that writes down what it is asked.
 type machineOf struct {
 	*testing.T
-	conf   RuntimeConfig
+	conf   Config
 	record string
 }
 
@@ -49,7 +49,7 @@ func newMachine(t *testing.T) *machineOf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.conf = RuntimeConfig{
+	m.conf = Config{
 		Root: filepath.Join(dir, "root"), Cgroup: cgroup, CNIConf: filepath.Join(dir, "conf"), CNIBin: []string{plugins},
 		NetNSPrefix: filepath.Base(cgroup), Images: filepath.Join(dir, "images.yaml"),
 	}
@@ -116,7 +116,7 @@ func (m *machineOf) write(path, content string) {
 // start returns a runtime on the machine, as after a restart if there was one before.
 func (m *machineOf) start() *Runtime {
 	m.Helper()
-	r, err := NewRuntime(m.Context(), m.conf)
+	r, err := New(m.conf)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func (t *test) withPod() *test {
 	return t
 }
 
-func (t *test) conf() RuntimeConfig { return t.machineOf.conf }
+func (t *test) conf() Config { return t.machineOf.conf }
 
 // run starts a container that runs a shell script and returns its identifier.
 func (t *test) run(name, script string, change ...func(*runtimeapi.ContainerConfig)) string {
@@ -715,7 +715,7 @@ func TestShimStartsEarly(t *testing.T) {
 	cmd.Args = []string{"container-shim", t.TempDir()}
 	cmd.Env = []string{"GODEBUG=inittrace=1"}
 	out, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "spec.json") || !strings.Contains(string(out), "init os ") {
+	if err == nil || !strings.Contains(string(out), "spec.json") || !strings.Contains(string(out), "init runtime ") {
 		t.Fatalf("the shim said %v, %s", err, out)
 	}
 	for line := range strings.Lines(string(out)) {
