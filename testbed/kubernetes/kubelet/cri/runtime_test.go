@@ -715,7 +715,7 @@ func TestShimStartsEarly(t *testing.T) {
 	cmd.Args = []string{"container-shim", t.TempDir()}
 	cmd.Env = []string{"GODEBUG=inittrace=1"}
 	out, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "spec.json") || !strings.Contains(string(out), "init runtime ") {
+	if err == nil || !strings.Contains(string(out), "spec.json") || !strings.Contains(string(out), "init internal/bytealg ") {
 		t.Fatalf("the shim said %v, %s", err, out)
 	}
 	for line := range strings.Lines(string(out)) {
