@@ -1,17 +1,12 @@
-// Package kubelet is Kubernetes' own kubelet (k8s.io/kubernetes/pkg/kubelet, all of it: probes, volumes, environment, restarts, termination, status, logs, restoring after a
-// restart) on a container runtime whose containers are plain processes of this machine, so that nodes of a test-bed need no container engine, no images and no privileged helpers.
+// Package kubelet is Kubernetes' own kubelet (k8s.io/kubernetes/pkg/kubelet, all of it: probes, volumes, environment, restarts, termination, status, logs, going on after
+// a restart) on a container runtime of our own, package cri, in the same process, so that nodes of a test-bed need no container engine and no images.
 //
-// The runtime is [Runtime]: a CRI v1 server on a socket under the kubelet's root directory, in the same process. Pods are connected as the CNI specification says, by libcni.
-// Images are names that a table maps to commands, see [Images]. What holds containers while no kubelet runs is package shim.
-//
-// What a cluster's administrator would miss, on purpose: resource limits, users, capabilities, seccomp, hostPID and hostIPC, mount propagation, block devices and volumes
-// other than configMap, downwardAPI, emptyDir, hostPath, projected and secret; emptyDir of medium Memory lies on disk. Statistics are empty.
-// The runtime waits up to [stopDelay] before SIGTERM.
+// The kubelet leaves the machine alone, so that nothing is left when everything is killed: it mounts nothing, evicts nothing, and makes no cgroups and no rules of iptables.
+// Hence emptyDir of medium Memory lies on disk, volumes are of the kinds configMap, downwardAPI, emptyDir, hostPath, projected and secret, and statistics are empty.
 package kubelet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -53,17 +48,22 @@ import (
 	"k8s.io/kubernetes/pkg/volume/util/hostutil"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
 	"k8s.io/mount-utils"
+
+	"causeway/testbed/kubernetes/kubelet/cri"
 )
 
 // Port is where a node's kubelet serves logs, exec, attach and port-forward to the API server, on the node's first address.
 const Port = 10250
+
+// maxRoot keeps the paths of sockets within sun_path of unix(7), its NUL included.
+const maxRoot = 108 - len("/pod-resources/kubelet.sock") - 1
 
 type config struct {
 	kubeconfig, nodeName                string
 	nodeIPs, podCIDRs                   []string
 	clusterDNS, clusterDomain           string
 	serverCert, serverKey, clientCAFile string
-	runtime                             RuntimeConfig
+	runtime                             cri.Config
 }
 
 // Command returns the program. It must be run in the node's network namespace and the machine's mount namespace. It may be killed at any time: containers stay, and the next run with the same
@@ -115,6 +115,9 @@ func (c config) check() error {
 	if !filepath.IsAbs(c.runtime.Root) {
 		return fmt.Errorf("--root-dir %s: give an absolute path, containers have another working directory", c.runtime.Root)
 	}
+	if len(c.runtime.Root) > maxRoot {
+		return fmt.Errorf("--root-dir %s: its sockets' paths would be too long for the kernel; give one of at most %d bytes", c.runtime.Root, maxRoot)
+	}
 	return nil
 }
 
@@ -122,7 +125,7 @@ func (c config) run(ctx context.Context) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	rt, err := NewRuntime(ctx, c.runtime)
+	rt, err := cri.New(c.runtime)
 	if err != nil {
 		return err
 	}
@@ -201,6 +204,11 @@ func (c config) server(endpoint string) (*options.KubeletServer, error) {
 	s.Authentication.Anonymous.Enabled = false
 	s.ClusterDNS, s.ClusterDomain = []string{c.clusterDNS}, c.clusterDomain
 	s.SerializeImagePulls = false
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, err
+	}
+	s.MaxOpenFiles = int64(min(uint64(s.MaxOpenFiles), files.Max))
 	// What the machine is spared: no cgroups but the runtime's, no iptables, no eviction, no watching of disks.
 	s.CgroupsPerQOS, s.EnforceNodeAllocatable = false, nil
 	s.MakeIPTablesUtilChains = false
@@ -228,8 +236,8 @@ func (c config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 	return &kubeletpkg.Dependencies{
 		CAdvisorInterface: machine{&cadvisortest.Fake{NodeName: c.nodeName}},
 		ContainerManager:  cm.NewStubContainerManager(),
-		HostUtil:          hostutil.NewHostUtil(),
 		// Nothing is mounted on the machine, so that nothing is left when everything is killed: volumes are directories, which the runtime mounts in the container.
+		HostUtil:       hostUtil{hostutil.NewHostUtil()},
 		Mounter:        mount.NewFakeMounter(nil),
 		Subpather:      &subpather{},
 		OOMAdjuster:    oom.NewFakeOOMAdjuster(),
@@ -262,6 +270,11 @@ func (machine) VersionInfo() (*cadvisorapi.VersionInfo, error) {
 	return &cadvisorapi.VersionInfo{KernelVersion: unix.ByteSliceToString(name.Release[:]), ContainerOsVersion: "Causeway test-bed " + version.Get().GitVersion}, err
 }
 
+// hostUtil leaves the root directory's mount as it is: nothing that is mounted in a container is to be seen outside.
+type hostUtil struct{ *hostutil.HostUtil }
+
+func (hostUtil) MakeRShared(string) error { return nil }
+
 // subpather gives containers a part of a volume by its path.
 type subpather struct{ subpath.FakeSubpath }
 
@@ -285,5 +298,3 @@ func (o osInterface) Symlink(to, path string) error {
 	}
 	return o.RealOS.Symlink(to, path)
 }
-
-var errNotFound = errors.New("not found")

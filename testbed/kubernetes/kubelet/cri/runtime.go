@@ -1,4 +1,8 @@
-package kubelet
+// Package cri is a container runtime for a kubelet, with CRI v1 (the Container Runtime Interface, k8s.io/cri-api), whose containers are plain processes of this machine: see
+// [Runtime], and package shim for what a container is. Pods are connected as the CNI specification says, by libcni. Images are names that a table maps to commands: see [Images].
+//
+// What is asked of it and not done: resource limits, users, capabilities, seccomp, PID and IPC namespaces shared with the node or in the pod, mount propagation, statistics.
+package cri
 
 import (
 	"context"
@@ -24,7 +28,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubelet/pkg/cri/streaming"
 
-	"causeway/testbed/kubernetes/kubelet/shim"
+	"causeway/testbed/kubernetes/kubelet/cri/shim"
 )
 
 const (
@@ -35,8 +39,8 @@ const (
 	checkInterval = time.Minute // of CNI CHECK
 )
 
-// RuntimeConfig says where a [Runtime] has what.
-type RuntimeConfig struct {
+// Config says where a [Runtime] has what.
+type Config struct {
 	Root        string   // directory of its state
 	Cgroup      string   // directory in a cgroup v2
 	CNIConf     string   // directory
@@ -48,7 +52,7 @@ type RuntimeConfig struct {
 // Runtime is a container runtime: CRI v1's RuntimeService. All that it knows is in files, so that another one goes on where it was killed.
 type Runtime struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
-	conf      RuntimeConfig
+	conf      Config
 	network   network
 	images    Images
 	streaming streaming.Server
@@ -82,8 +86,8 @@ type container struct {
 	exit        *shim.Exit // once known
 }
 
-// NewRuntime takes over what an earlier runtime left in the same directory.
-func NewRuntime(ctx context.Context, c RuntimeConfig) (*Runtime, error) {
+// New takes over what an earlier runtime left in the same directory.
+func New(c Config) (*Runtime, error) {
 	r := &Runtime{
 		conf: c, images: Images(c.Images), sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 		network: network{cni: libcni.NewCNIConfigWithCacheDir(c.CNIBin, filepath.Join(c.Root, "cni"), nil), confDir: c.CNIConf},
@@ -108,17 +112,17 @@ func (r *Runtime) podCgroup(s *sandbox) string {
 const stateFile = "state.json"
 
 // saved is how sandboxes and containers are written.
-type saved[T any] struct {
-	State  T
+type saved struct {
+	State  any             // a pointer, whose exported fields count
 	Config json.RawMessage // in protobuf's JSON
 }
 
-func save[T any](dir string, state T, config proto.Message) error {
+func save(dir string, state any, config proto.Message) error {
 	b, err := protojson.Marshal(config)
 	if err != nil {
 		return err
 	}
-	if b, err = json.Marshal(saved[T]{State: state, Config: b}); err != nil {
+	if b, err = json.Marshal(saved{State: state, Config: b}); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -131,20 +135,19 @@ func save[T any](dir string, state T, config proto.Message) error {
 	return os.Rename(path+".new", path)
 }
 
-func load[T any](dir string, state *T, config proto.Message) error {
+func load(dir string, state any, config proto.Message) error {
 	path := filepath.Join(dir, stateFile)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	var s saved[T]
+	s := saved{State: state}
 	if err = json.Unmarshal(b, &s); err == nil {
 		err = protojson.Unmarshal(s.Config, config)
 	}
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
-	*state = s.State
 	return nil
 }
 
@@ -206,7 +209,7 @@ func (r *Runtime) Serve(ctx context.Context) (string, error) {
 	os.Remove(path)
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		return "", fmt.Errorf("listening on %s (at most 107 characters): %w", path, err)
+		return "", fmt.Errorf("listening on %s: %w", path, err)
 	}
 	server := grpc.NewServer()
 	runtimeapi.RegisterRuntimeServiceServer(server, r)
@@ -266,7 +269,7 @@ func (r *Runtime) sandbox(id string) (*sandbox, error) {
 
 // Version implements CRI.
 func (r *Runtime) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "causeway-testbed", RuntimeVersion: "1", RuntimeApiVersion: "v1"}, nil
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "causeway-testbed", RuntimeVersion: "1.0.0", RuntimeApiVersion: "v1"}, nil
 }
 
 // Status implements CRI: the network is ready when there is a CNI configuration.
@@ -297,7 +300,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		s.NetNS = filepath.Join(netnsDir, r.conf.NetNSPrefix+"-pod-"+s.ID[:12])
 	}
 	// Written first as stopped, so that the next runtime cleans up if this one is killed meanwhile.
-	if err := save(r.sandboxDir(s.ID), *s, s.config); err != nil {
+	if err := save(r.sandboxDir(s.ID), s, s.config); err != nil {
 		return nil, err
 	}
 	if s.NetNS != "" {
@@ -307,7 +310,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 			s.Stopped = false
 		}
 		if err == nil {
-			err = save(r.sandboxDir(s.ID), *s, s.config)
+			err = save(r.sandboxDir(s.ID), s, s.config)
 		}
 		if err != nil {
 			return nil, errors.Join(err, r.disconnect(context.WithoutCancel(ctx), s), os.RemoveAll(r.sandboxDir(s.ID)))
@@ -351,7 +354,7 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s.Stopped = true
-	return &runtimeapi.StopPodSandboxResponse{}, save(r.sandboxDir(s.ID), *s, s.config)
+	return &runtimeapi.StopPodSandboxResponse{}, save(r.sandboxDir(s.ID), s, s.config)
 }
 
 // RemovePodSandbox implements CRI. It may be repeated.

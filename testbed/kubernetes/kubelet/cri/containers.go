@@ -1,4 +1,4 @@
-package kubelet
+package cri
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"causeway/testbed/kubernetes/kubelet/shim"
+	"causeway/testbed/kubernetes/kubelet/cri/shim"
 )
 
 // defaultPath is PATH of containers that say none, that of other runtimes.
@@ -61,7 +61,7 @@ func (r *Runtime) CreateContainer(_ context.Context, req *runtimeapi.CreateConta
 	}
 	id := newID()
 	c := &container{ID: id, Sandbox: s.ID, CreatedAt: time.Now(), config: config, dir: r.containerDir(id), Argv: image.argv(config.Command, config.Args), Env: environment(image, s, config)}
-	if err := save(c.dir, *c, config); err != nil {
+	if err := save(c.dir, c, config); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
@@ -220,7 +220,7 @@ func (r *Runtime) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 // stop ends a container's first process, and all others with it: by SIGTERM after stopDelay, by SIGKILL after grace.
 func (r *Runtime) stop(ctx context.Context, c *container, grace time.Duration) error {
 	start, exit := r.look(c)
-	if start == nil || exit != nil {
+	if start == nil {
 		return nil
 	}
 	// The shim tells how the container ended, then it ends.
@@ -232,6 +232,13 @@ func (r *Runtime) stop(ctx context.Context, c *container, grace time.Duration) e
 		return err
 	}
 	defer unix.Close(pidfd)
+	if !start.Alive() {
+		return nil
+	}
+	if exit != nil { // with the shim goes what keeps the cgroup
+		_, err := waitEnd(ctx, pidfd, time.Minute)
+		return err
+	}
 	deadline := time.Now().Add(grace)
 	if ended, err := waitEnd(ctx, pidfd, min(stopDelay, grace)); ended || err != nil {
 		return err

@@ -1,4 +1,4 @@
-package kubelet
+package cri
 
 import (
 	"context"
@@ -103,25 +103,52 @@ func podAddresses(r *types100.Result) []string {
 	return all
 }
 
-// del disconnects a sandbox. It may be repeated.
+// del disconnects a sandbox from what it was connected to, whatever the configuration says by now. It may be repeated.
 func (n *network) del(ctx context.Context, s *sandbox) error {
-	list, err := n.config()
+	lists, err := n.connected(s)
 	if err != nil {
 		return err
 	}
-	if err := n.cni.DelNetworkList(ctx, list, attachment(s)); err != nil {
-		return fmt.Errorf("CNI DEL of %s: %w", s.name(), err)
+	for _, list := range lists {
+		if err := n.cni.DelNetworkList(ctx, list, attachment(s)); err != nil {
+			return fmt.Errorf("CNI DEL of %s: %w", s.name(), err)
+		}
 	}
 	return nil
 }
 
+// connected returns the configurations of a sandbox's networks.
+func (n *network) connected(s *sandbox) ([]*libcni.NetworkConfigList, error) {
+	attachments, err := n.cni.GetCachedAttachments(s.ID)
+	if err != nil {
+		return nil, err
+	}
+	if len(attachments) == 0 {
+		// ADD failed, or DEL was done: the plugins of today are asked to clean up, if there are any.
+		if list, err := n.config(); err == nil {
+			return []*libcni.NetworkConfigList{list}, nil
+		}
+	}
+	var lists []*libcni.NetworkConfigList
+	for _, a := range attachments {
+		list, err := libcni.NetworkConfFromBytes(a.Config)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, list)
+	}
+	return lists, nil
+}
+
 func (n *network) check(ctx context.Context, s *sandbox) error {
-	list, err := n.config()
+	lists, err := n.connected(s)
 	if err != nil {
 		return err
 	}
-	if err := n.cni.CheckNetworkList(ctx, list, attachment(s)); err != nil {
-		return fmt.Errorf("CNI CHECK of %s: %w", s.name(), err)
+	for _, list := range lists {
+		if err := n.cni.CheckNetworkList(ctx, list, attachment(s)); err != nil {
+			return fmt.Errorf("CNI CHECK of %s: %w", s.name(), err)
+		}
 	}
 	return nil
 }

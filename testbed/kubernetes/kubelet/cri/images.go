@@ -1,7 +1,8 @@
-package kubelet
+package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -63,6 +64,9 @@ func (i Image) argv(command, args []string) []string {
 	}
 	return append(append([]string{}, command...), args...)
 }
+
+// errNotFound says that there is no such image.
+var errNotFound = errors.New("not found")
 
 type imageService struct {
 	runtimeapi.UnimplementedImageServiceServer

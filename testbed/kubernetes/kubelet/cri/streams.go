@@ -1,4 +1,4 @@
-package kubelet
+package cri
 
 import (
 	"bufio"
@@ -22,7 +22,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	utilexec "k8s.io/utils/exec"
 
-	"causeway/testbed/kubernetes/kubelet/shim"
+	"causeway/testbed/kubernetes/kubelet/cri/shim"
 )
 
 // Exec implements CRI: it returns where to go for the streams.
