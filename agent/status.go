@@ -141,7 +141,7 @@ func (c *channel) state(refusals *clustermesh.Refusals, started time.Time) (api.
 		problems = append(problems, fmt.Sprintf("store of cluster %s: connected, but no heartbeat ever came; it may not be taking writes", c.cluster))
 	}
 	if follower.Held > 0 && !follower.Lost {
-		problems = append(problems, fmt.Sprintf("store of cluster %s has lost %d entries that nobody withdrew, and that are held from memory: those of nodes come again with their agents, services have to be applied again",
+		problems = append(problems, fmt.Sprintf("store of cluster %s has lost %d entries that nobody withdrew, and that are held from memory: those of nodes come again with their agents, and Kubernetes' services by themselves; others have to be applied again",
 			c.cluster, follower.Held))
 	}
 	return s, problems
