@@ -160,11 +160,6 @@ func (b *Bed) up(ctx context.Context, o *Options) error {
 		return err
 	}
 	tell("%s", count(nodes, "agent")+verb(nodes, " is", " are")+" well")
-	if s.hasKubernetes() {
-		if err := b.eachNode(ctx, s, b.startKubelet); err != nil {
-			return err
-		}
-	}
 	if !o.Unconnected && len(s.Clusters) > 1 {
 		if err := b.connectAll(ctx, s); err != nil {
 			return err
