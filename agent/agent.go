@@ -25,6 +25,7 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
+	"causeway/k8s"
 	"causeway/kvstore"
 	"causeway/lb"
 	"causeway/tunnel"
@@ -65,6 +66,10 @@ type agent struct {
 	pods     *endpoints
 	balancer *balance
 	node     identity.Node
+	// kubernetes is where this cluster's services come from; nil if they are declared by the local API.
+	kubernetes *k8s.Source
+	// exporter publishes what of them is for other clusters, if this agent is elected to; nil without kubernetes.
+	exporter *clustermesh.Exporter
 	// peering serves the API between clusters, and joins and leaves them.
 	peering         *peering.Service
 	peeringListener net.Listener
@@ -91,7 +96,7 @@ type agent struct {
 
 // Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
 //
-// Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, the
+// Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, or Kubernetes in its place, the
 // followers (this cluster's store and, as the records of peers have it, each peer's), gossip (who is alive, and news to the followers), local (what this
 // node owns), balance (what it translates). Reconcilers
 // read tables and make one target agree each: BPF maps, routes, the store.
@@ -146,6 +151,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupSources(); err != nil {
 		return err
 	}
+	if err := a.setupKubernetes(); err != nil {
+		return err
+	}
+	a.setupExporter()
 	if err := a.setupGossip(); err != nil {
 		return err
 	}
@@ -165,8 +174,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	a.reconcile(ctx, tasks)
 	a.followOwn(ctx, tasks)
+	a.followKubernetes(ctx, tasks)
+	a.export(ctx, tasks)
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
+	tasks.Go(func() error { return a.pods.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
 	tasks.Go(func() error { return a.proxies.Run(ctx) })
@@ -305,11 +317,13 @@ func (a *agent) setupSources() (err error) {
 		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.claims = clustermesh.NewClaims(a.cfg.info())
-	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
+	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{
+		Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Kubernetes: a.cfg.Kubernetes.Enabled(), Log: a.log,
+	})
 	if err != nil {
 		return err
 	}
-	a.balancer = newBalance(a.tables, a.cfg.Cluster.Name, a.cfg.Cluster.ID, newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), a.refusals)
+	a.balancer = newBalance(a.tables, a.node, newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), a.refusals)
 	a.alloc = identity.NewAllocator(a.own().store, a.cfg.Cluster.Name, a.cfg.Cluster.ID, a.cfg.Node.Name, a.log)
 	a.pods = newEndpoints(a.tables, a.alloc, a.cfg, a.device.MTU, a.log)
 	own := a.own().store
@@ -383,12 +397,13 @@ func (a *agent) api() *server {
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
 			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc, l7: l7,
+			kubernetes: a.kubernetes, exporter: a.exporter,
 		},
 		agent:     a,
 		life:      a.life,
 		feed:      a.l7Feed(time.Now()),
 		endpoints: a.pods,
-		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals},
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals, kubernetes: a.kubernetes != nil},
 	}
 }
 

@@ -20,12 +20,20 @@ import (
 
 	"causeway/clustermesh"
 	"causeway/identity"
+	"causeway/k8s/cni"
 	"causeway/kvstore"
 	"causeway/lb"
 )
 
-// The test's own binary is the proxy that tests of its supervision start.
+// The test's own binary is the proxy that tests of its supervision start, and the plugin that a container runtime does.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == cni.Name {
+		os.Exit(runTestPlugin())
+	}
+	if os.Getenv(bePod) != "" {
+		fmt.Fprintln(os.Stderr, runTestPod())
+		os.Exit(1)
+	}
 	if version := os.Getenv(beProxy); version != "" {
 		if err := runTestProxy(version); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -240,7 +248,7 @@ func backend(cluster string, id uint8, ip string) lb.Backend {
 }
 
 func startBalance(t *testing.T, tables *clustermesh.Tables, guard lb.Guard) (*balance, *clustermesh.Refusals) {
-	b := newBalance(tables, "east", 1, guard, clustermesh.NewRefusals())
+	b := newBalance(tables, eastNode, guard, clustermesh.NewRefusals())
 	run(t, b.Run)
 	return b, b.refusals
 }

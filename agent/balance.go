@@ -20,9 +20,9 @@ import (
 // backends of all clusters. The rules are lb's; this is the loop that keeps rows in step, so that one
 // backend's change touches that backend's targets alone.
 type balance struct {
-	tables  *clustermesh.Tables
-	cluster string
-	id      identity.ClusterID
+	tables *clustermesh.Tables
+	// node is the agent's own.
+	node identity.Node
 	// guard says which addresses no remote service may have: a pod's or a node's.
 	guard lb.Guard
 	// refusals gets the frontends that may not be.
@@ -33,6 +33,9 @@ type balance struct {
 	// claimed are the frontends that each service wants, refused those that it may not want.
 	claimed map[lb.Name][]lb.FrontendKey
 	refused map[lb.Name]map[refusedKey]struct{}
+	// standings of the ports that have a target which is not down.
+	standings map[lb.PortKey]*standing
+
 	after   chan func()
 	recheck chan struct{}
 }
@@ -40,11 +43,11 @@ type balance struct {
 // refusedKey is how what is refused of a service is named in the record of refusals.
 type refusedKey struct{ cluster, key string }
 
-func newBalance(tables *clustermesh.Tables, cluster string, id identity.ClusterID, guard lb.Guard, refusals *clustermesh.Refusals) *balance {
+func newBalance(tables *clustermesh.Tables, node identity.Node, guard lb.Guard, refusals *clustermesh.Refusals) *balance {
 	return &balance{
-		tables: tables, cluster: cluster, id: id, guard: guard, refusals: refusals,
+		tables: tables, node: node, guard: guard, refusals: refusals,
 		claims: map[lb.FrontendKey]map[lb.Name]lb.Frontend{}, claimed: map[lb.Name][]lb.FrontendKey{}, refused: map[lb.Name]map[refusedKey]struct{}{},
-		after: make(chan func(), 1), recheck: make(chan struct{}, 1),
+		standings: map[lb.PortKey]*standing{}, after: make(chan func(), 1), recheck: make(chan struct{}, 1),
 	}
 }
 
@@ -189,8 +192,9 @@ func (b *balance) step(c changes, dirty map[lb.Name]struct{}) (more [5]<-chan st
 	return more, nil
 }
 
-// nodesOf appends the nodes of a cluster.
+// nodesOf appends the nodes of a cluster, and the one without a name, on which those backends are that are on none.
 func (b *balance) nodesOf(read statedb.ReadTxn, cluster string, nodes []identity.NodeName) []identity.NodeName {
+	nodes = append(nodes, identity.NodeName{Cluster: cluster})
 	for row := range b.tables.Nodes.All(read) {
 		if row.Object.Cluster == cluster {
 			nodes = append(nodes, row.Object.NodeName())
@@ -202,26 +206,25 @@ func (b *balance) nodesOf(read statedb.ReadTxn, cluster string, nodes []identity
 // quarantine brings the targets on a node into step with its life. It costs as much as the node has backends, whatever
 // the size of their services.
 func (b *balance) quarantine(txn statedb.WriteTxn, node identity.NodeName) error {
-	quarantined := b.tables.Quarantined(txn, node)
+	down := b.tables.Quarantined(txn, node)
 	for _, row := range b.tables.TargetsAt(txn, node) {
-		target := row.Object
-		target.Quarantined = quarantined
-		if _, err := clustermesh.Put(txn, b.tables.Targets, target, same); err != nil {
+		if err := b.putTarget(txn, row.Object, down); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// targets returns what a backend adds to its service, quarantined if its node is.
-func (b *balance) targets(txn statedb.ReadTxn, view lb.ServiceView, backend lb.Backend) []lb.Target {
-	targets := lb.Targets(view, backend)
-	if len(targets) > 0 && b.tables.Quarantined(txn, identity.NodeName{Cluster: backend.Cluster, Node: backend.Node}) {
-		for i := range targets {
-			targets[i].Quarantined = true
+// putTargets writes what a backend adds to its service, and notes that it is wanted.
+func (b *balance) putTargets(txn statedb.WriteTxn, view lb.ServiceView, backend lb.Backend, want map[string]struct{}) error {
+	down := b.tables.Quarantined(txn, identity.NodeName{Cluster: backend.Cluster, Node: backend.Node})
+	for _, target := range lb.Targets(view, backend) {
+		want[clustermesh.TargetKey(target)] = struct{}{}
+		if err := b.putTarget(txn, target, down); err != nil {
+			return err
 		}
 	}
-	return targets
+	return nil
 }
 
 // servicesAt marks the services that want an address.
@@ -234,7 +237,10 @@ func (b *balance) servicesAt(read statedb.ReadTxn, ip netip.Addr, dirty map[lb.N
 }
 
 func (b *balance) view(txn statedb.ReadTxn, name lb.Name) lb.ServiceView {
-	return lb.ServiceView{Self: b.cluster, SelfID: uint8(b.id), Declared: b.tables.ServicesNamed(txn, name)}
+	return lb.ServiceView{
+		Self: b.node.Cluster, SelfID: uint8(b.node.ClusterID), Node: b.node.Name, NodeAddresses: []netip.Addr{b.node.Address},
+		Declared: b.tables.ServicesNamed(txn, name),
+	}
 }
 
 // service brings everything of a service up to date.
@@ -249,14 +255,11 @@ func (b *balance) service(txn statedb.WriteTxn, name lb.Name) error {
 	}
 	want := map[string]struct{}{}
 	for _, backend := range t.BackendsOf(txn, name) {
-		for _, target := range b.targets(txn, view, backend) {
-			want[clustermesh.TargetKey(target)] = struct{}{}
-			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
-				return err
-			}
+		if err := b.putTargets(txn, view, backend, want); err != nil {
+			return err
 		}
 	}
-	return dropTargets(txn, t, t.TargetsOf(txn, name), want)
+	return b.dropTargets(txn, t.TargetsOf(txn, name), want)
 }
 
 // backend brings the targets of one backend up to date.
@@ -264,22 +267,20 @@ func (b *balance) backend(txn statedb.WriteTxn, backend lb.Backend, gone bool) e
 	t := b.tables
 	want := map[string]struct{}{}
 	if !gone {
-		for _, target := range b.targets(txn, b.view(txn, backend.Service), backend) {
-			want[clustermesh.TargetKey(target)] = struct{}{}
-			if _, err := clustermesh.Put(txn, t.Targets, target, same); err != nil {
-				return err
-			}
+		if err := b.putTargets(txn, b.view(txn, backend.Service), backend, want); err != nil {
+			return err
 		}
 	}
-	return dropTargets(txn, t, t.TargetsOfBackend(txn, backend), want)
+	return b.dropTargets(txn, t.TargetsOfBackend(txn, backend), want)
 }
 
-func dropTargets(txn statedb.WriteTxn, t *clustermesh.Tables, have []*clustermesh.Row[lb.Target], want map[string]struct{}) error {
+// dropTargets deletes the targets that are not wanted.
+func (b *balance) dropTargets(txn statedb.WriteTxn, have []*clustermesh.Row[lb.Target], want map[string]struct{}) error {
 	for _, row := range have {
 		if _, ok := want[clustermesh.TargetKey(row.Object)]; ok {
 			continue
 		}
-		if _, _, err := t.Targets.Delete(txn, row); err != nil {
+		if err := b.dropTarget(txn, row); err != nil {
 			return err
 		}
 	}
@@ -339,8 +340,8 @@ func (b *balance) routes(txn statedb.WriteTxn, name lb.Name, view lb.ServiceView
 			return err
 		}
 	}
-	if _, _, problem := view.L7(); problem != nil {
-		b.remember(name, problem.Cluster, "L7 of service "+name.String(), problem.Reason)
+	for _, problem := range view.Problems() {
+		b.remember(name, problem.Cluster, problem.What+" of service "+name.String(), problem.Reason)
 	}
 	return nil
 }
@@ -353,7 +354,7 @@ func (b *balance) elect(txn statedb.WriteTxn, key lb.FrontendKey) error {
 		delete(b.claims, key)
 		return clustermesh.Remove(txn, b.tables.Frontends, clustermesh.FrontendKey(lb.Frontend{FrontendKey: key}))
 	}
-	winner, losers := lb.Elect(b.cluster, slices.Collect(maps.Values(b.claims[key])))
+	winner, losers := lb.Elect(b.node.Cluster, slices.Collect(maps.Values(b.claims[key])))
 	b.refusals.Clear(winner.Cluster, refusalKey(winner))
 	delete(b.refused[winner.Target.Service], refusedKey{winner.Cluster, refusalKey(winner)})
 	for _, r := range losers {

@@ -30,6 +30,8 @@ type life struct {
 	self     identity.NodeName
 	gossip   *gossip.Gossip
 	follower func(cluster string) *clustermesh.Follower
+	// exporter publishes the cluster's slices; nil if they are no one's but nodes'.
+	exporter *clustermesh.Exporter
 	// drained is a file that is there while the node is drained, so that it stays so over restarts.
 	drained string
 	// complete gets a token when all that this node has is in the publications table.
@@ -43,7 +45,7 @@ type life struct {
 func (a *agent) setupGossip() error {
 	c := a.cfg.Gossip
 	l := &life{
-		tables: a.tables, self: a.node.NodeName(), drained: filepath.Join(a.cfg.StateDir, "drained"), complete: make(chan struct{}, 1),
+		tables: a.tables, self: a.node.NodeName(), exporter: a.exporter, drained: filepath.Join(a.cfg.StateDir, "drained"), complete: make(chan struct{}, 1),
 		follower: func(cluster string) *clustermesh.Follower {
 			if c := a.channels.get(cluster); c != nil {
 				return c.follower
@@ -172,6 +174,11 @@ func (l *life) publish(p clustermesh.Publication, gone bool) {
 	l.gossip.Publish(e)
 }
 
+// tell tells of a slice that is the cluster's, which this node publishes.
+func (l *life) tell(n clustermesh.News) {
+	l.gossip.Publish(gossip.Entry{Node: l.self, Key: strings.TrimPrefix(n.Key, kvstore.Prefix), Version: n.Version, Withdrawn: n.Withdrawn, Value: n.Value})
+}
+
 // entryOf returns what gossip tells of a publication: only addresses and slices.
 func entryOf(p clustermesh.Publication) (e gossip.Entry, ok bool) {
 	key := strings.TrimPrefix(p.Key, kvstore.Prefix)
@@ -190,6 +197,9 @@ func (l *life) deliver(e gossip.Entry) {
 }
 
 func (l *life) settled(e gossip.Entry) bool {
+	if key := kvstore.Prefix + e.Key; e.Node == l.self && lb.OfClusterKey(key) {
+		return l.exporter == nil || l.exporter.Settled(key)
+	}
 	if e.Node == l.self {
 		row, _, ok := l.tables.Publications.Get(l.tables.DB.ReadTxn(), l.tables.Publications.ByKey(kvstore.Prefix+e.Key))
 		return !ok || row.Status.Kind == clustermesh.Done
@@ -199,6 +209,9 @@ func (l *life) settled(e gossip.Entry) bool {
 }
 
 func (l *life) known(e gossip.Entry) (known, gone bool) {
+	if e.Node == l.self && lb.OfClusterKey(kvstore.Prefix+e.Key) {
+		return true, false // if it is not so any more, that is for whoever publishes now to say
+	}
 	if e.Node == l.self {
 		_, _, ok := l.tables.Publications.Get(l.tables.DB.ReadTxn(), l.tables.Publications.ByKey(kvstore.Prefix+e.Key))
 		return ok, !ok

@@ -23,7 +23,7 @@ func (v *view) bpfLB() ([]api.BPFFrontend, []<-chan struct{}, error) {
 	out := make([]api.BPFFrontend, 0, len(entries))
 	for _, e := range entries {
 		f := api.BPFFrontend{
-			Address: e.Address.String(), Port: e.Port, Protocol: string(e.Protocol), ServiceID: e.Service, Affinity: string(e.Affinity), L7: e.L7,
+			Address: e.Address.String(), Port: e.Port, Protocol: string(e.Protocol), ServiceID: e.Service, Affinity: string(e.Affinity), L7: e.L7, SessionAffinity: e.SessionAffinity,
 			Backends: v.bpfBackends(txn, clusters, e.Backends), Quarantined: v.bpfBackends(txn, clusters, e.Quarantined), FailOpen: e.FailOpen,
 		}
 		row, _, known := v.tables.Frontends.Get(txn, v.tables.Frontends.ByKey(clustermesh.FrontendKey(lb.Frontend{FrontendKey: e.FrontendKey})))

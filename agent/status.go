@@ -14,6 +14,7 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
+	"causeway/k8s"
 	"causeway/lb"
 )
 
@@ -37,6 +38,9 @@ type view struct {
 	peers    *peerView
 	enc      *encryption
 	l7       *l7View
+	// kubernetes is nil where services are declared by the local API.
+	kubernetes *k8s.Source
+	exporter   *clustermesh.Exporter
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -53,6 +57,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
 	}
+	s.Kubernetes, s.Exporter = kubernetesStatus(v.kubernetes), exporterStatus(v.exporter)
 	drops, err := v.datapath.Drops()
 	if err != nil {
 		s.Problems = append(s.Problems, "drop counters cannot be read: "+err.Error())
@@ -222,7 +227,7 @@ func oneFamily(txn statedb.ReadTxn, tables *clustermesh.Tables, cluster string) 
 		if other.Family = lb.IPv4; f.Target.Family == lb.IPv4 {
 			other.Family = lb.IPv6
 		}
-		if f.Cluster == cluster && backends[f.Target] == 0 && backends[other] > 0 {
+		if f.Cluster == cluster && !f.Outside && backends[f.Target] == 0 && backends[other] > 0 {
 			problems = append(problems, fmt.Sprintf("service %s: connections to %s are refused, since none of its %d backends has an %s address",
 				f.Target.Service, f.FrontendKey, backends[other], f.Target.Family))
 		}

@@ -43,7 +43,7 @@ func (a *attacher) device(name string, ifindex int, at hook, prog *ebpf.Program)
 	if a.mode == AttachTCX {
 		err := a.tcx(name, ifindex, at, prog)
 		if err == nil {
-			return removeFilter(ifindex, at)
+			return removeFilter(name, ifindex, at)
 		}
 		if !errors.Is(err, ebpf.ErrNotSupported) {
 			return err

@@ -56,7 +56,8 @@ type bpfBackend struct {
 	Owner    uint8
 	State    uint8
 	Flags    uint8
-	Pad      [5]uint8
+	Pad      [1]uint8
+	Service  uint32
 }
 
 type bpfBackendGroup uint32
@@ -65,6 +66,13 @@ const (
 	bpfBackendGroupGROUP_LOCAL  bpfBackendGroup = 0
 	bpfBackendGroupGROUP_REMOTE bpfBackendGroup = 1
 	bpfBackendGroupGROUPS       bpfBackendGroup = 2
+)
+
+type bpfBackendState uint32
+
+const (
+	bpfBackendStateBACKEND_ACTIVE      bpfBackendState = 0
+	bpfBackendStateBACKEND_QUARANTINED bpfBackendState = 1
 )
 
 type bpfDirection uint32
@@ -101,7 +109,10 @@ const (
 	bpfDropReasonDROP_UNENCRYPTED      bpfDropReason = 16
 	bpfDropReasonDROP_CLEARTEXT        bpfDropReason = 17
 	bpfDropReasonDROP_NOT_VXLAN        bpfDropReason = 18
-	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 19
+	bpfDropReasonDROP_NO_NAT_PORT      bpfDropReason = 19
+	bpfDropReasonDROP_NO_CONNECTION    bpfDropReason = 20
+	bpfDropReasonDROP_FRAGMENT         bpfDropReason = 21
+	bpfDropReasonDROP_REASON_MAX       bpfDropReason = 22
 )
 
 type bpfEchoAnswer struct {
@@ -199,6 +210,25 @@ const (
 	bpfL7FamilyL7FAMILIES bpfL7Family = 2
 )
 
+type bpfNat struct {
+	_       structs.HostLayout
+	To      bpfNatTuple
+	Backend uint32
+	State   uint32
+	Seen    uint64
+}
+
+type bpfNatTuple struct {
+	_        structs.HostLayout
+	Src      bpfIpAddr
+	Dst      bpfIpAddr
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Cluster  uint8
+	Pad      [2]uint8
+}
+
 type bpfNode struct {
 	_       structs.HostLayout
 	Cluster uint8
@@ -232,6 +262,22 @@ type bpfService struct {
 	Quarantined [2]uint32
 	Flags       uint32
 	Pad         [4]uint8
+}
+
+type bpfSession struct {
+	_       structs.HostLayout
+	Used    uint64
+	Backend uint32
+	Pad     [4]uint8
+}
+
+type bpfSessionKey struct {
+	_       structs.HostLayout
+	Client  bpfIpAddr
+	Service uint32
+	Kind    uint8
+	Cluster uint8
+	Pad     [2]uint8
 }
 
 type bpfSlotKey struct {
@@ -273,13 +319,18 @@ const (
 	bpfMapL7Fallbacks        = "l7_fallbacks"
 	bpfMapL7Listeners        = "l7_listeners"
 	bpfMapLayout             = "layout"
+	bpfMapNat                = "nat"
 	bpfMapNodes              = "nodes"
+	bpfMapOutsideFrontends   = "outside_frontends"
+	bpfMapOutsideUsed        = "outside_used"
 	bpfMapServices           = "services"
+	bpfMapSessions           = "sessions"
 	bpfMapSlots              = "slots"
 	bpfMapTranslations       = "translations"
 	bpfVarUnusedAddressKind  = "unused_address_kind"
 	bpfVarUnusedAffinity     = "unused_affinity"
 	bpfVarUnusedBackendGroup = "unused_backend_group"
+	bpfVarUnusedBackendState = "unused_backend_state"
 	bpfVarUnusedDirection    = "unused_direction"
 	bpfVarUnusedDropReason   = "unused_drop_reason"
 	bpfVarUnusedEchoAnswer   = "unused_echo_answer"
@@ -339,20 +390,24 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Addresses    *ebpf.MapSpec `ebpf:"addresses"`
-	Backends     *ebpf.MapSpec `ebpf:"backends"`
-	Drops        *ebpf.MapSpec `ebpf:"drops"`
-	EchoAnswers  *ebpf.MapSpec `ebpf:"echo_answers"`
-	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
-	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
-	L7Addresses  *ebpf.MapSpec `ebpf:"l7_addresses"`
-	L7Fallbacks  *ebpf.MapSpec `ebpf:"l7_fallbacks"`
-	L7Listeners  *ebpf.MapSpec `ebpf:"l7_listeners"`
-	Layout       *ebpf.MapSpec `ebpf:"layout"`
-	Nodes        *ebpf.MapSpec `ebpf:"nodes"`
-	Services     *ebpf.MapSpec `ebpf:"services"`
-	Slots        *ebpf.MapSpec `ebpf:"slots"`
-	Translations *ebpf.MapSpec `ebpf:"translations"`
+	Addresses        *ebpf.MapSpec `ebpf:"addresses"`
+	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	EchoAnswers      *ebpf.MapSpec `ebpf:"echo_answers"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	L7Addresses      *ebpf.MapSpec `ebpf:"l7_addresses"`
+	L7Fallbacks      *ebpf.MapSpec `ebpf:"l7_fallbacks"`
+	L7Listeners      *ebpf.MapSpec `ebpf:"l7_listeners"`
+	Layout           *ebpf.MapSpec `ebpf:"layout"`
+	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
+	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Sessions         *ebpf.MapSpec `ebpf:"sessions"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
+	Translations     *ebpf.MapSpec `ebpf:"translations"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -362,6 +417,7 @@ type bpfVariableSpecs struct {
 	UnusedAddressKind  *ebpf.VariableSpec `ebpf:"unused_address_kind"`
 	UnusedAffinity     *ebpf.VariableSpec `ebpf:"unused_affinity"`
 	UnusedBackendGroup *ebpf.VariableSpec `ebpf:"unused_backend_group"`
+	UnusedBackendState *ebpf.VariableSpec `ebpf:"unused_backend_state"`
 	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
 	UnusedEchoAnswer   *ebpf.VariableSpec `ebpf:"unused_echo_answer"`
@@ -393,20 +449,24 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Addresses    *ebpf.Map `ebpf:"addresses"`
-	Backends     *ebpf.Map `ebpf:"backends"`
-	Drops        *ebpf.Map `ebpf:"drops"`
-	EchoAnswers  *ebpf.Map `ebpf:"echo_answers"`
-	Endpoints    *ebpf.Map `ebpf:"endpoints"`
-	Frontends    *ebpf.Map `ebpf:"frontends"`
-	L7Addresses  *ebpf.Map `ebpf:"l7_addresses"`
-	L7Fallbacks  *ebpf.Map `ebpf:"l7_fallbacks"`
-	L7Listeners  *ebpf.Map `ebpf:"l7_listeners"`
-	Layout       *ebpf.Map `ebpf:"layout"`
-	Nodes        *ebpf.Map `ebpf:"nodes"`
-	Services     *ebpf.Map `ebpf:"services"`
-	Slots        *ebpf.Map `ebpf:"slots"`
-	Translations *ebpf.Map `ebpf:"translations"`
+	Addresses        *ebpf.Map `ebpf:"addresses"`
+	Backends         *ebpf.Map `ebpf:"backends"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	EchoAnswers      *ebpf.Map `ebpf:"echo_answers"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Frontends        *ebpf.Map `ebpf:"frontends"`
+	L7Addresses      *ebpf.Map `ebpf:"l7_addresses"`
+	L7Fallbacks      *ebpf.Map `ebpf:"l7_fallbacks"`
+	L7Listeners      *ebpf.Map `ebpf:"l7_listeners"`
+	Layout           *ebpf.Map `ebpf:"layout"`
+	Nat              *ebpf.Map `ebpf:"nat"`
+	Nodes            *ebpf.Map `ebpf:"nodes"`
+	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Sessions         *ebpf.Map `ebpf:"sessions"`
+	Slots            *ebpf.Map `ebpf:"slots"`
+	Translations     *ebpf.Map `ebpf:"translations"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -421,8 +481,12 @@ func (m *bpfMaps) Close() error {
 		m.L7Fallbacks,
 		m.L7Listeners,
 		m.Layout,
+		m.Nat,
 		m.Nodes,
+		m.OutsideFrontends,
+		m.OutsideUsed,
 		m.Services,
+		m.Sessions,
 		m.Slots,
 		m.Translations,
 	)
@@ -435,6 +499,7 @@ type bpfVariables struct {
 	UnusedAddressKind  *ebpf.Variable `ebpf:"unused_address_kind"`
 	UnusedAffinity     *ebpf.Variable `ebpf:"unused_affinity"`
 	UnusedBackendGroup *ebpf.Variable `ebpf:"unused_backend_group"`
+	UnusedBackendState *ebpf.Variable `ebpf:"unused_backend_state"`
 	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
 	UnusedEchoAnswer   *ebpf.Variable `ebpf:"unused_echo_answer"`

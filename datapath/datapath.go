@@ -36,7 +36,8 @@ type Config struct {
 	PodSideOther netip.Addr
 	// Tunnel are this node's tunnel addresses by slot, which VXLAN inside of WireGuard ends at; invalid ones: it has none.
 	Tunnel [identity.TunnelSlots]netip.Addr
-	// UnderlayIndex is the interface index of the link to the underlay, whose guard lets no VXLAN pass that should be encrypted; 0: no guard.
+	// UnderlayIndex is the interface index of the link to the underlay, whose guard lets no VXLAN pass that should be encrypted, and by which clients
+	// outside of the cluster come to node ports and external IPs; 0: no guard, and no such clients.
 	UnderlayIndex int
 	// VXLANIndex is the interface index of the tunnel device; see package tunnel.
 	VXLANIndex int
@@ -60,6 +61,7 @@ type Datapath struct {
 	socket   socketObjects
 	guard    underlayObjects
 	proxy    proxyObjects
+	outside  outsideObjects
 
 	wireguardMu sync.Mutex
 	wireguard   [identity.TunnelSlots]wireguardObjects
@@ -176,7 +178,7 @@ func errIncompatible(pinDir string, err error) error {
 func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
 	variables := map[string]any{
 		"node_address":   cfg.NodeAddress.As16(),
-		"tunnel_ifindex": uint32(cfg.VXLANIndex),
+		"tunnel_ifindex": uint32(cfg.VXLANIndex), "underlay_ifindex": uint32(cfg.UnderlayIndex),
 	}
 	if cfg.PodSide.IsValid() {
 		variables["pod_side_address"] = cfg.PodSide.As16()
@@ -184,7 +186,7 @@ func (d *Datapath) loadPrograms(cfg Config, maps *bpfMaps) error {
 	if cfg.PodSideOther.IsValid() {
 		variables["pod_side_other"] = cfg.PodSideOther.As16()
 	}
-	if err := errors.Join(d.loadGuard(cfg, maps), d.loadWireGuard(cfg, maps)); err != nil {
+	if err := errors.Join(d.loadGuard(cfg, maps), d.loadWireGuard(cfg, maps), d.loadOutside(cfg, variables, maps)); err != nil {
 		return err
 	}
 	for _, p := range []struct {
@@ -215,7 +217,8 @@ func loadInto(objects any, spec *ebpf.CollectionSpec, variables map[string]any, 
 		bpfMapAddresses: maps.Addresses, bpfMapEndpoints: maps.Endpoints, bpfMapNodes: maps.Nodes,
 		bpfMapFrontends: maps.Frontends, bpfMapServices: maps.Services, bpfMapSlots: maps.Slots,
 		bpfMapBackends: maps.Backends, bpfMapDrops: maps.Drops, bpfMapTranslations: maps.Translations,
-		bpfMapEchoAnswers: maps.EchoAnswers,
+		bpfMapSessions: maps.Sessions, bpfMapEchoAnswers: maps.EchoAnswers,
+		bpfMapOutsideFrontends: maps.OutsideFrontends, bpfMapOutsideUsed: maps.OutsideUsed, bpfMapNat: maps.Nat,
 		bpfMapL7Listeners: maps.L7Listeners, bpfMapL7Addresses: maps.L7Addresses, bpfMapL7Fallbacks: maps.L7Fallbacks,
 	}
 	for name := range replacements {
@@ -270,13 +273,14 @@ func (d *Datapath) attachAll(cfg Config) error {
 			return err
 		}
 	}
-	return d.reattachPods()
+	// The pods' program undoes what the one on the underlay's link does.
+	return errors.Join(d.reattachPods(), d.attachOutside(cfg))
 }
 
 // Close lets go of everything; what is pinned stays and goes on forwarding.
 func (d *Datapath) Close() error {
 	var errs []error
-	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket, &d.guard, &d.proxy, &d.wireguard[0], &d.wireguard[1]} {
+	for _, c := range []interface{ Close() error }{&d.pod, &d.overlay, &d.socket, &d.guard, &d.proxy, &d.outside, &d.wireguard[0], &d.wireguard[1]} {
 		errs = append(errs, c.Close())
 	}
 	if d.Maps != nil {

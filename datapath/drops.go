@@ -35,6 +35,9 @@ const (
 	DropUnencrypted     = "must be encrypted and cannot be"
 	DropCleartext       = "not encrypted as agreed with the sending node"
 	DropNotVXLAN        = "not the tunnel's, in WireGuard"
+	DropNoNATPort       = "no port is left for a connection from outside"
+	DropNoConnection    = "of no connection from outside"
+	DropFragment        = "fragment of a packet to a service, from outside"
 )
 
 var dropReasons = map[bpfDropReason]string{
@@ -56,6 +59,9 @@ var dropReasons = map[bpfDropReason]string{
 	bpfDropReasonDROP_UNENCRYPTED:      DropUnencrypted,
 	bpfDropReasonDROP_CLEARTEXT:        DropCleartext,
 	bpfDropReasonDROP_NOT_VXLAN:        DropNotVXLAN,
+	bpfDropReasonDROP_NO_NAT_PORT:      DropNoNATPort,
+	bpfDropReasonDROP_NO_CONNECTION:    DropNoConnection,
+	bpfDropReasonDROP_FRAGMENT:         DropFragment,
 }
 
 var directions = map[bpfDirection]string{bpfDirectionEGRESS: "egress", bpfDirectionINGRESS: "ingress"}

@@ -10,12 +10,13 @@ import (
 	"causeway/lb"
 )
 
-// FrontendMap holds the addresses and ports that sockets are translated from. It shares
-// its state with a TargetMap. Its methods are safe for concurrent use.
+// FrontendMap holds the addresses and ports that sockets are translated from, and those that packets from outside of the cluster
+// are. It shares its state with a TargetMap. Its methods are safe for concurrent use.
 type FrontendMap struct{ b *balancer }
 
-// Update makes connections to the frontend go to the targets of its port, in the order of its affinity; those to one that is
-// balanced at L7 go to the node's proxy, as long as it listens.
+// Update makes connections to the frontend go to the targets of its port, in the order of its affinity, and with session
+// affinity to the one that the client has had last; those to one that is balanced at L7 go to the node's proxy, as long as it listens, but for
+// clients outside.
 func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	key, err := frontendKey(f.FrontendKey)
 	if err != nil {
@@ -25,8 +26,8 @@ func (m *FrontendMap) Update(_ context.Context, f lb.Frontend) error {
 	if err != nil {
 		return fmt.Errorf("frontend of %s: %w", f.Target, err)
 	}
-	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity}
-	if f.L7 && f.Protocol == lb.TCP {
+	policy := bpfFrontend{Owner: f.ClusterID, Affinity: affinity, SessionSeconds: f.SessionAffinity}
+	if f.L7 && f.Protocol == lb.TCP && !f.Outside {
 		policy.Flags |= uint8(bpfFrontendFlagFRONTEND_L7)
 	}
 	m.b.mu.Lock()
@@ -47,7 +48,7 @@ func (m *FrontendMap) Delete(_ context.Context, f lb.Frontend) error {
 
 // Prune deletes the frontends that aren't desired, of clusters that have synced.
 func (m *FrontendMap) Prune(_ context.Context, desired iter.Seq[lb.Frontend], synced func(identity.ClusterID) bool) error {
-	keep := make(map[bpfFrontendKey]bool)
+	keep := make(map[frontendID]bool)
 	for f := range desired {
 		if key, err := frontendKey(f.FrontendKey); err == nil {
 			keep[key] = true
@@ -64,13 +65,14 @@ func (m *FrontendMap) Prune(_ context.Context, desired iter.Seq[lb.Frontend], sy
 	return errors.Join(errs...)
 }
 
-func frontendKey(k lb.FrontendKey) (bpfFrontendKey, error) {
+func frontendKey(k lb.FrontendKey) (frontendID, error) {
 	protocol, err := toProtocol(k.Protocol)
 	if err != nil {
-		return bpfFrontendKey{}, err
+		return frontendID{}, err
 	}
 	if !k.Address.IsValid() || k.Port == 0 {
-		return bpfFrontendKey{}, fmt.Errorf("no valid address and port: %s, %d", k.Address, k.Port)
+		return frontendID{}, fmt.Errorf("no valid address and port: %s, %d", k.Address, k.Port)
 	}
-	return bpfFrontendKey{Address: toIP(k.Address), Port: toBE16(k.Port), Protocol: protocol, Cluster: addressSpace}, nil
+	key := bpfFrontendKey{Address: toIP(k.Address), Port: toBE16(k.Port), Protocol: protocol, Cluster: addressSpace}
+	return frontendID{key, k.Outside}, nil
 }

@@ -10,4 +10,5 @@ package datapath
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -go-package datapath -target bpfel -no-global-types wireguard bpf/wireguard.c -- -O2 -Wall -Werror -Ibpf
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -go-package datapath -target bpfel -no-global-types socket bpf/socket.c -- -O2 -Wall -Werror -Ibpf
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -go-package datapath -target bpfel -no-global-types proxy bpf/proxy.c -- -O2 -Wall -Werror -Ibpf
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -go-package datapath -target bpfel -no-global-types outside bpf/outside.c -- -O2 -Wall -Werror -Ibpf
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -go-package datapath -target bpfel -type ip_addr fault bpf/fault.c -- -O2 -Wall -Werror -Ibpf

@@ -11,7 +11,7 @@ func (k bpfFrontendKey) l7Address() bpfL7AddressKey {
 
 // countL7 counts a frontend that was or is one of L7. Its address is the proxy's no longer when it was the last one there. An error
 // leaves the address with the proxy, which refuses what it has no frontend for.
-func (b *balancer) countL7(key bpfFrontendKey, was, is bool) error {
+func (b *balancer) countL7(key frontendID, was, is bool) error {
 	switch {
 	case is && !was:
 		b.l7[key.l7Address()]++
@@ -23,7 +23,7 @@ func (b *balancer) countL7(key bpfFrontendKey, was, is bool) error {
 }
 
 // releaseL7 takes the address of a frontend from the proxy if no L7 frontend has it.
-func (b *balancer) releaseL7(key bpfFrontendKey) error {
+func (b *balancer) releaseL7(key frontendID) error {
 	address := key.l7Address()
 	if b.l7[address] > 0 {
 		return nil

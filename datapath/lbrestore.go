@@ -8,7 +8,7 @@ import "errors"
 func newBalancer(maps *Maps) (*balancer, error) {
 	b := &balancer{
 		maps:       maps,
-		frontends:  make(map[bpfFrontendKey]bpfFrontend),
+		frontends:  make(map[frontendID]bpfFrontend),
 		services:   make(map[portID]*service),
 		byID:       make(map[uint32]*service),
 		wanted:     make(map[portID]map[backendKey]target),
@@ -19,8 +19,10 @@ func newBalancer(maps *Maps) (*balancer, error) {
 }
 
 func (b *balancer) restore() (err error) {
-	for key, value := range b.maps.frontends.all(&err) {
-		b.frontends[key] = value
+	for _, outside := range []bool{false, true} {
+		for key, value := range b.maps.frontendsOf(outside).all(&err) {
+			b.frontends[frontendID{key, outside}] = value
+		}
 	}
 	records := make(map[uint32]bpfService)
 	for id, record := range b.maps.services.all(&err) {
@@ -81,7 +83,7 @@ func (b *balancer) restoreFrontends() error {
 			svc.frontends++
 			continue
 		}
-		errs = append(errs, b.maps.frontends.del(key))
+		errs = append(errs, b.maps.frontendsOf(key.outside).del(key.bpfFrontendKey))
 		delete(b.frontends, key)
 	}
 	return errors.Join(errs...)

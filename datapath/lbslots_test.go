@@ -47,7 +47,7 @@ func (m frail) Delete(key any) error {
 // breaking returns the same maps, written to until the fuse burns.
 func (m *Maps) breaking(f *fuse) *Maps {
 	broken := &Maps{}
-	broken.frontends.m = m.frontends.m
+	broken.frontends.m, broken.outsideFrontends.m, broken.outsideUsed.m = m.frontends.m, m.outsideFrontends.m, m.outsideUsed.m
 	broken.l7Addresses.m = m.l7Addresses.m
 	broken.services.m = frail{m.services.m, f}
 	broken.slots.m = frail{m.slots.m, f}

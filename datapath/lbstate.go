@@ -29,7 +29,7 @@ type balancer struct {
 	mu   sync.Mutex
 	maps *Maps
 	// frontends as they are in the kernel; services by what they are of, and by number.
-	frontends map[bpfFrontendKey]bpfFrontend
+	frontends map[frontendID]bpfFrontend
 	services  map[portID]*service
 	byID      map[uint32]*service
 	// wanted has every target, also those of ports that no frontend has yet.
@@ -39,6 +39,13 @@ type balancer struct {
 	// l7 counts the L7 frontends at each address.
 	l7         map[bpfL7AddressKey]int
 	backendIDs map[uint32]bool
+}
+
+// frontendID is a frontend of one of two kinds, each with a map of its own.
+type frontendID struct {
+	bpfFrontendKey
+	// outside: for packets from outside of the cluster, as against sockets on the node.
+	outside bool
 }
 
 // service is a port of a service that has at least one frontend.
@@ -79,7 +86,7 @@ func (b bpfBackend) key() backendKey {
 }
 
 // setFrontend makes the frontend choose among the targets of port.
-func (b *balancer) setFrontend(key bpfFrontendKey, policy bpfFrontend, port portID) error {
+func (b *balancer) setFrontend(key frontendID, policy bpfFrontend, port portID) error {
 	svc, err := b.serviceOf(port)
 	if err != nil {
 		return err
@@ -95,7 +102,7 @@ func (b *balancer) setFrontend(key bpfFrontendKey, policy bpfFrontend, port port
 			return errors.Join(err, b.destroyUnused(svc))
 		}
 	}
-	if err := b.maps.frontends.put(key, policy); err != nil {
+	if err := b.putFrontend(key, policy); err != nil {
 		return errors.Join(err, b.releaseL7(key), b.destroyUnused(svc))
 	}
 	b.frontends[key] = policy
@@ -110,12 +117,20 @@ func (b *balancer) setFrontend(key bpfFrontendKey, policy bpfFrontend, port port
 	return err
 }
 
-func (b *balancer) deleteFrontend(key bpfFrontendKey) error {
+// putFrontend writes a frontend. The first one that is for packets from outside makes the programs look at them.
+func (b *balancer) putFrontend(key frontendID, policy bpfFrontend) error {
+	if err := b.maps.frontendsOf(key.outside).put(key.bpfFrontendKey, policy); err != nil || !key.outside {
+		return err
+	}
+	return b.maps.outsideUsed.put(0, 1)
+}
+
+func (b *balancer) deleteFrontend(key frontendID) error {
 	old, ok := b.frontends[key]
 	if !ok {
 		return nil
 	}
-	if err := b.maps.frontends.del(key); err != nil {
+	if err := b.maps.frontendsOf(key.outside).del(key.bpfFrontendKey); err != nil {
 		return err
 	}
 	delete(b.frontends, key)
@@ -134,7 +149,7 @@ func (b *balancer) serviceOf(port portID) (*service, error) {
 	}
 	b.services[port], b.byID[svc.id] = svc, svc
 	for _, t := range b.wanted[port] {
-		if err := b.add(svc, t); err != nil {
+		if err := b.put(svc, t); err != nil {
 			return nil, errors.Join(err, b.destroyUnused(svc))
 		}
 	}
@@ -182,6 +197,7 @@ func (b *balancer) setTarget(port portID, t target) error {
 
 // put makes the service have the target, in its group and as quarantined as it is.
 func (b *balancer) put(svc *service, t target) error {
+	t.value.Service = svc.id
 	be := svc.backends[t.value.key()]
 	if be == nil {
 		return b.add(svc, t)
@@ -247,7 +263,11 @@ func newTarget(t lb.Target) (target, error) {
 	if t.Local {
 		group = int(bpfBackendGroupGROUP_LOCAL)
 	}
+	state := bpfBackendStateBACKEND_ACTIVE
+	if t.Quarantined {
+		state = bpfBackendStateBACKEND_QUARANTINED
+	}
 	return target{group: group, quarantined: t.Quarantined, value: bpfBackend{
-		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID,
+		Address: toIP(t.Address), Port: toBE16(t.Number), Protocol: protocol, Cluster: addressSpace, Owner: t.ClusterID, State: uint8(state),
 	}}, nil
 }

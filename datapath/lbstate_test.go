@@ -19,7 +19,7 @@ import (
 )
 
 // smallMaps are listed faster: the kernel looks into every bucket, of which there are as many as entries fit.
-var smallMaps = map[string]uint32{"frontends": 64, "services": 64, "slots": 128, "backends": 128}
+var smallMaps = map[string]uint32{"frontends": 64, "outside_frontends": 64, "services": 64, "slots": 128, "backends": 128}
 
 // newTestMaps makes a node's maps without pinning them. The sizes are those of the maps named.
 func newTestMaps(t testing.TB, sizes map[string]uint32) *Maps {
@@ -88,8 +88,8 @@ func TestChangeCostsTheSameInEveryService(t *testing.T) {
 		first int // so many of the backends are quarantined at first
 		want  []uint64
 	}{
-		{"none is quarantined", 0, []uint64{3, 4, 3, 3, 3}},
-		{"a third is quarantined", 3, []uint64{5, 6, 3, 3, 4}},
+		{"none is quarantined", 0, []uint64{3, 4, 4, 4, 3}},
+		{"a third is quarantined", 3, []uint64{5, 6, 4, 4, 4}},
 	} {
 		for _, size := range []int{12, 1200, 9000} {
 			m := newTestMaps(t, nil)
@@ -131,9 +131,13 @@ func TestLoadBalancerAgainstModel(t *testing.T) {
 	wantTargets := make(map[lb.TargetKey]lb.Target)
 	for step := range 3000 {
 		f := testFrontend(random.IntN(6), random.IntN(4))
-		f.Port, f.L7 = uint16(80+random.IntN(2)), random.IntN(2) == 0
+		f.Port, f.L7, f.SessionAffinity = uint16(80+random.IntN(2)), random.IntN(2) == 0, uint32(random.IntN(2)*60)
+		f.Target.NodeLocal = random.IntN(3) == 0
+		if f.Outside = random.IntN(2) == 0; f.Outside {
+			f.L7 = false
+		}
 		target := testTarget(random.IntN(4), random.IntN(12), random.IntN(2) == 0)
-		target.Quarantined = random.IntN(2) == 0
+		target.Quarantined, target.Port.NodeLocal = random.IntN(2) == 0, random.IntN(3) == 0
 		switch what := random.IntN(100); {
 		case what < 15:
 			must(t, frontends.Update(t.Context(), f))
@@ -207,6 +211,9 @@ func compareFrontends(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets
 		if f.L7 != frontends[f.FrontendKey].L7 {
 			return fmt.Sprintf("%s port %d is balanced at L7: %v", f.Address, f.Port, f.L7)
 		}
+		if want := frontends[f.FrontendKey].SessionAffinity; f.SessionAffinity != want {
+			return fmt.Sprintf("%s port %d has a session affinity of %d s, want %d", f.Address, f.Port, f.SessionAffinity, want)
+		}
 		if diff := compareBackends(f, frontends[f.FrontendKey].Target, targets); diff != "" {
 			return diff
 		}
@@ -276,8 +283,10 @@ func compareBackends(f FrontendEntry, port lb.PortKey, targets map[lb.TargetKey]
 // entries counts frontends, services, slots, backends.
 func entries(m *Maps) (n [4]int) {
 	var err error
-	for range m.frontends.all(&err) {
-		n[0]++
+	for _, outside := range []bool{false, true} {
+		for range m.frontendsOf(outside).all(&err) {
+			n[0]++
+		}
 	}
 	for range m.services.all(&err) {
 		n[1]++

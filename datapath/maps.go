@@ -27,6 +27,9 @@ type Maps struct {
 	slots     table[bpfSlotKey, uint32]
 	backends  table[uint32, bpfBackend]
 	drops     *ebpf.Map
+	// Of clients outside of the cluster: see bpf/lib/outside.h.
+	outsideFrontends table[bpfFrontendKey, bpfFrontend]
+	outsideUsed      table[uint32, uint32]
 	// Of services that are balanced at L7: see bpf/lib/l7.h.
 	l7Addresses table[bpfL7AddressKey, uint8]
 	l7Listeners *ebpf.Map
@@ -42,7 +45,7 @@ func OpenMaps(pinDir string) (*Maps, error) {
 	for name, m := range map[string]**ebpf.Map{
 		bpfMapAddresses: &all.Addresses, bpfMapEndpoints: &all.Endpoints, bpfMapNodes: &all.Nodes,
 		bpfMapFrontends: &all.Frontends, bpfMapServices: &all.Services, bpfMapSlots: &all.Slots,
-		bpfMapBackends: &all.Backends, bpfMapDrops: &all.Drops,
+		bpfMapBackends: &all.Backends, bpfMapDrops: &all.Drops, bpfMapOutsideFrontends: &all.OutsideFrontends,
 	} {
 		var err error
 		if *m, err = ebpf.LoadPinnedMap(filepath.Join(pinDir, name), opts); err != nil {
@@ -59,11 +62,12 @@ func OpenMaps(pinDir string) (*Maps, error) {
 func newMaps(all *bpfMaps) *Maps {
 	m := &Maps{drops: all.Drops, l7Listeners: all.L7Listeners, l7Fallbacks: all.L7Fallbacks}
 	m.l7Addresses.m = all.L7Addresses
+	m.outsideFrontends.m, m.outsideUsed.m = all.OutsideFrontends, all.OutsideUsed
 	m.addresses.m, m.endpoints.m, m.nodes.m = all.Addresses, all.Endpoints, all.Nodes
 	m.frontends.m, m.services.m, m.slots.m, m.backends.m = all.Frontends, all.Services, all.Slots, all.Backends
 	m.close = []*ebpf.Map{all.Addresses, all.Endpoints, all.Nodes, all.Frontends, all.Services, all.Slots,
-		all.Backends, all.Drops, all.Layout, all.Translations, all.EchoAnswers,
-		all.L7Addresses, all.L7Listeners, all.L7Fallbacks}
+		all.Backends, all.Drops, all.Layout, all.Translations, all.Sessions, all.EchoAnswers,
+		all.L7Addresses, all.L7Listeners, all.L7Fallbacks, all.OutsideFrontends, all.OutsideUsed, all.Nat}
 	return m
 }
 
@@ -127,6 +131,8 @@ type FrontendEntry struct {
 	Affinity lb.Affinity
 	// L7: connections are the node's proxy's, as long as it listens.
 	L7 bool
+	// SessionAffinity is for how many seconds after its last connection a client gets the same backend; 0: not at all.
+	SessionAffinity uint32
 	// Backends are those that new connections choose from.
 	Backends []BackendEntry
 	// Quarantined backends get no new connections.
@@ -145,13 +151,23 @@ type BackendEntry struct {
 	Owner   identity.ClusterID
 }
 
-// ListFrontends returns all frontends, ordered by address, port and protocol.
+// frontendsOf returns the map of the frontends for clients outside of the cluster, or for sockets on the node.
+func (m *Maps) frontendsOf(outside bool) *table[bpfFrontendKey, bpfFrontend] {
+	if outside {
+		return &m.outsideFrontends
+	}
+	return &m.frontends
+}
+
+// ListFrontends returns all frontends, ordered by address, port and protocol, those of sockets before those of clients outside.
 func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
-	for k, v := range m.frontends.all(&err) {
-		entries = append(entries, FrontendEntry{
-			FrontendKey: lb.FrontendKey{Address: k.Address.addr(), Port: toBE16(k.Port), Protocol: fromProtocol(k.Protocol)},
-			Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity), L7: v.l7(),
-		})
+	for _, outside := range []bool{false, true} {
+		for k, v := range m.frontendsOf(outside).all(&err) {
+			entries = append(entries, FrontendEntry{
+				FrontendKey: lb.FrontendKey{Address: k.Address.addr(), Port: toBE16(k.Port), Protocol: fromProtocol(k.Protocol), Outside: outside},
+				Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity), L7: v.l7(), SessionAffinity: v.SessionSeconds,
+			})
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -161,7 +177,7 @@ func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(entries, func(a, b FrontendEntry) int {
+	slices.SortStableFunc(entries, func(a, b FrontendEntry) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
 	})
 	return entries, nil

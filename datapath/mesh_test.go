@@ -100,6 +100,8 @@ type options struct {
 	bare bool
 	// encrypted: nodes and pods are made for WireGuard between all nodes; see newEncryptedMesh.
 	encrypted bool
+	// outside: nodes take what comes to services from outside of the mesh; see outside_test.go.
+	outside bool
 	// underlay6: the underlay is of IPv6.
 	underlay6 bool
 	// ranges are the address families of the nodes' pod ranges, in their order; none: IPv4.
@@ -281,6 +283,8 @@ func (m *mesh) addNode(i int, id identity.ClusterID) {
 	}
 	if m.options.encrypted {
 		n.config.Tunnel = [identity.TunnelSlots]netip.Addr{n.row.TunnelAddress(0), n.row.TunnelAddress(1)}
+	}
+	if m.options.encrypted || m.options.outside {
 		n.config.UnderlayIndex = n.linkIndex("eth0")
 	}
 	n.load()

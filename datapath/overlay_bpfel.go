@@ -16,17 +16,19 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	overlayMapAddresses      = "addresses"
-	overlayMapDrops          = "drops"
-	overlayMapEchoAnswers    = "echo_answers"
-	overlayMapEndpoints      = "endpoints"
-	overlayMapNodes          = "nodes"
-	overlayProgFromOverlay   = "from_overlay"
-	overlayProgToOverlay     = "to_overlay"
-	overlayVarNodeAddress    = "node_address"
-	overlayVarPodSideAddress = "pod_side_address"
-	overlayVarPodSideOther   = "pod_side_other"
-	overlayVarTunnelIfindex  = "tunnel_ifindex"
+	overlayMapAddresses       = "addresses"
+	overlayMapDrops           = "drops"
+	overlayMapEchoAnswers     = "echo_answers"
+	overlayMapEndpoints       = "endpoints"
+	overlayMapNat             = "nat"
+	overlayMapNodes           = "nodes"
+	overlayProgFromOverlay    = "from_overlay"
+	overlayProgToOverlay      = "to_overlay"
+	overlayVarNodeAddress     = "node_address"
+	overlayVarPodSideAddress  = "pod_side_address"
+	overlayVarPodSideOther    = "pod_side_other"
+	overlayVarTunnelIfindex   = "tunnel_ifindex"
+	overlayVarUnderlayIfindex = "underlay_ifindex"
 )
 
 // loadOverlay returns the embedded CollectionSpec for overlay.
@@ -83,6 +85,7 @@ type overlayMapSpecs struct {
 	Drops       *ebpf.MapSpec `ebpf:"drops"`
 	EchoAnswers *ebpf.MapSpec `ebpf:"echo_answers"`
 	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
+	Nat         *ebpf.MapSpec `ebpf:"nat"`
 	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
 }
 
@@ -90,10 +93,11 @@ type overlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayVariableSpecs struct {
-	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
-	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.VariableSpec `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	NodeAddress     *ebpf.VariableSpec `ebpf:"node_address"`
+	PodSideAddress  *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.VariableSpec `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
 
 // overlayObjects contains all objects after they have been loaded into the kernel.
@@ -120,6 +124,7 @@ type overlayMaps struct {
 	Drops       *ebpf.Map `ebpf:"drops"`
 	EchoAnswers *ebpf.Map `ebpf:"echo_answers"`
 	Endpoints   *ebpf.Map `ebpf:"endpoints"`
+	Nat         *ebpf.Map `ebpf:"nat"`
 	Nodes       *ebpf.Map `ebpf:"nodes"`
 }
 
@@ -129,6 +134,7 @@ func (m *overlayMaps) Close() error {
 		m.Drops,
 		m.EchoAnswers,
 		m.Endpoints,
+		m.Nat,
 		m.Nodes,
 	)
 }
@@ -137,10 +143,11 @@ func (m *overlayMaps) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayVariables struct {
-	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
-	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.Variable `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	NodeAddress     *ebpf.Variable `ebpf:"node_address"`
+	PodSideAddress  *ebpf.Variable `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.Variable `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }
 
 // overlayPrograms contains all programs after they have been loaded into the kernel.

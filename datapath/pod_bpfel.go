@@ -16,22 +16,26 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	podMapAddresses      = "addresses"
-	podMapBackends       = "backends"
-	podMapDrops          = "drops"
-	podMapEndpoints      = "endpoints"
-	podMapFrontends      = "frontends"
-	podMapL7Addresses    = "l7_addresses"
-	podMapL7Fallbacks    = "l7_fallbacks"
-	podMapL7Listeners    = "l7_listeners"
-	podMapNodes          = "nodes"
-	podMapServices       = "services"
-	podMapSlots          = "slots"
-	podProgFromPod       = "from_pod"
-	podVarNodeAddress    = "node_address"
-	podVarPodSideAddress = "pod_side_address"
-	podVarPodSideOther   = "pod_side_other"
-	podVarTunnelIfindex  = "tunnel_ifindex"
+	podMapAddresses        = "addresses"
+	podMapBackends         = "backends"
+	podMapDrops            = "drops"
+	podMapEndpoints        = "endpoints"
+	podMapFrontends        = "frontends"
+	podMapL7Addresses      = "l7_addresses"
+	podMapL7Fallbacks      = "l7_fallbacks"
+	podMapL7Listeners      = "l7_listeners"
+	podMapNat              = "nat"
+	podMapNodes            = "nodes"
+	podMapOutsideFrontends = "outside_frontends"
+	podMapOutsideUsed      = "outside_used"
+	podMapServices         = "services"
+	podMapSlots            = "slots"
+	podProgFromPod         = "from_pod"
+	podVarNodeAddress      = "node_address"
+	podVarPodSideAddress   = "pod_side_address"
+	podVarPodSideOther     = "pod_side_other"
+	podVarTunnelIfindex    = "tunnel_ifindex"
+	podVarUnderlayIfindex  = "underlay_ifindex"
 )
 
 // loadPod returns the embedded CollectionSpec for pod.
@@ -83,27 +87,31 @@ type podProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podMapSpecs struct {
-	Addresses   *ebpf.MapSpec `ebpf:"addresses"`
-	Backends    *ebpf.MapSpec `ebpf:"backends"`
-	Drops       *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
-	Frontends   *ebpf.MapSpec `ebpf:"frontends"`
-	L7Addresses *ebpf.MapSpec `ebpf:"l7_addresses"`
-	L7Fallbacks *ebpf.MapSpec `ebpf:"l7_fallbacks"`
-	L7Listeners *ebpf.MapSpec `ebpf:"l7_listeners"`
-	Nodes       *ebpf.MapSpec `ebpf:"nodes"`
-	Services    *ebpf.MapSpec `ebpf:"services"`
-	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	Addresses        *ebpf.MapSpec `ebpf:"addresses"`
+	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	L7Addresses      *ebpf.MapSpec `ebpf:"l7_addresses"`
+	L7Fallbacks      *ebpf.MapSpec `ebpf:"l7_fallbacks"`
+	L7Listeners      *ebpf.MapSpec `ebpf:"l7_listeners"`
+	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
+	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // podVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podVariableSpecs struct {
-	NodeAddress    *ebpf.VariableSpec `ebpf:"node_address"`
-	PodSideAddress *ebpf.VariableSpec `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.VariableSpec `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	NodeAddress     *ebpf.VariableSpec `ebpf:"node_address"`
+	PodSideAddress  *ebpf.VariableSpec `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.VariableSpec `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
 
 // podObjects contains all objects after they have been loaded into the kernel.
@@ -126,17 +134,20 @@ func (o *podObjects) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podMaps struct {
-	Addresses   *ebpf.Map `ebpf:"addresses"`
-	Backends    *ebpf.Map `ebpf:"backends"`
-	Drops       *ebpf.Map `ebpf:"drops"`
-	Endpoints   *ebpf.Map `ebpf:"endpoints"`
-	Frontends   *ebpf.Map `ebpf:"frontends"`
-	L7Addresses *ebpf.Map `ebpf:"l7_addresses"`
-	L7Fallbacks *ebpf.Map `ebpf:"l7_fallbacks"`
-	L7Listeners *ebpf.Map `ebpf:"l7_listeners"`
-	Nodes       *ebpf.Map `ebpf:"nodes"`
-	Services    *ebpf.Map `ebpf:"services"`
-	Slots       *ebpf.Map `ebpf:"slots"`
+	Addresses        *ebpf.Map `ebpf:"addresses"`
+	Backends         *ebpf.Map `ebpf:"backends"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Frontends        *ebpf.Map `ebpf:"frontends"`
+	L7Addresses      *ebpf.Map `ebpf:"l7_addresses"`
+	L7Fallbacks      *ebpf.Map `ebpf:"l7_fallbacks"`
+	L7Listeners      *ebpf.Map `ebpf:"l7_listeners"`
+	Nat              *ebpf.Map `ebpf:"nat"`
+	Nodes            *ebpf.Map `ebpf:"nodes"`
+	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
+	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Slots            *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *podMaps) Close() error {
@@ -149,7 +160,10 @@ func (m *podMaps) Close() error {
 		m.L7Addresses,
 		m.L7Fallbacks,
 		m.L7Listeners,
+		m.Nat,
 		m.Nodes,
+		m.OutsideFrontends,
+		m.OutsideUsed,
 		m.Services,
 		m.Slots,
 	)
@@ -159,10 +173,11 @@ func (m *podMaps) Close() error {
 //
 // It can be passed to loadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podVariables struct {
-	NodeAddress    *ebpf.Variable `ebpf:"node_address"`
-	PodSideAddress *ebpf.Variable `ebpf:"pod_side_address"`
-	PodSideOther   *ebpf.Variable `ebpf:"pod_side_other"`
-	TunnelIfindex  *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	NodeAddress     *ebpf.Variable `ebpf:"node_address"`
+	PodSideAddress  *ebpf.Variable `ebpf:"pod_side_address"`
+	PodSideOther    *ebpf.Variable `ebpf:"pod_side_other"`
+	TunnelIfindex   *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }
 
 // podPrograms contains all programs after they have been loaded into the kernel.

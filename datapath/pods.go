@@ -27,7 +27,7 @@ func (d *Datapath) detachPod(ifindex int) error {
 			return fmt.Errorf("setting %s down: %w", l.Attrs().Name, err)
 		}
 	}
-	return errors.Join(d.attacher.remove(podLinkName(ifindex)), removeFilter(ifindex, ingress))
+	return errors.Join(d.attacher.remove(podLinkName(ifindex)), removeFilter(podLinkName(ifindex), ifindex, ingress))
 }
 
 // reattachPods gives the pods that a former agent connected this version's program.

@@ -38,7 +38,7 @@ func setPodSysctls(pod netns.NsHandle, cfg PodLinkConfig) error {
 	if !cfg.hasIPv6() {
 		return nil
 	}
-	link := "ipv6/conf/" + podInterface + "/"
+	link := "ipv6/conf/" + cfg.podInterface() + "/"
 	return inNamespace(pod, func() error {
 		return setSysctls([][2]string{
 			{"ipv6/conf/lo/disable_ipv6", "0"},
@@ -49,16 +49,30 @@ func setPodSysctls(pod netns.NsHandle, cfg PodLinkConfig) error {
 	})
 }
 
-// inNamespace runs do on a thread of its own that is in the network namespace, and ends with it.
+// inNamespace runs do on a thread that is in the network namespace meanwhile. The thread is brought back: the process's first one does not end with its goroutine, and would keep
+// the pod's namespace alive, and be what /proc/PID/ns/net shows.
 func inNamespace(ns netns.NsHandle, do func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // Never unlocked, so the runtime ends the thread.
-		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("entering the network namespace: %w", err)
+		runtime.LockOSThread()
+		own, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("opening the node's network namespace: %w", err)
 			return
 		}
-		done <- do()
+		defer own.Close()
+		if err = netns.Set(ns); err != nil {
+			err = fmt.Errorf("entering the network namespace: %w", err)
+		} else {
+			err = do()
+		}
+		if back := netns.Set(own); back != nil {
+			done <- errors.Join(err, fmt.Errorf("returning from the network namespace: %w", back))
+			return // still locked, so nothing else gets to run on the thread
+		}
+		runtime.UnlockOSThread()
+		done <- err
 	}()
 	return <-done
 }

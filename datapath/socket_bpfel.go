@@ -23,6 +23,7 @@ const (
 	socketMapL7Fallbacks   = "l7_fallbacks"
 	socketMapL7Listeners   = "l7_listeners"
 	socketMapServices      = "services"
+	socketMapSessions      = "sessions"
 	socketMapSlots         = "slots"
 	socketMapTranslations  = "translations"
 	socketProgConnect4     = "connect4"
@@ -98,6 +99,7 @@ type socketMapSpecs struct {
 	L7Fallbacks  *ebpf.MapSpec `ebpf:"l7_fallbacks"`
 	L7Listeners  *ebpf.MapSpec `ebpf:"l7_listeners"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sessions     *ebpf.MapSpec `ebpf:"sessions"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	Translations *ebpf.MapSpec `ebpf:"translations"`
 }
@@ -135,6 +137,7 @@ type socketMaps struct {
 	L7Fallbacks  *ebpf.Map `ebpf:"l7_fallbacks"`
 	L7Listeners  *ebpf.Map `ebpf:"l7_listeners"`
 	Services     *ebpf.Map `ebpf:"services"`
+	Sessions     *ebpf.Map `ebpf:"sessions"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	Translations *ebpf.Map `ebpf:"translations"`
 }
@@ -148,6 +151,7 @@ func (m *socketMaps) Close() error {
 		m.L7Fallbacks,
 		m.L7Listeners,
 		m.Services,
+		m.Sessions,
 		m.Slots,
 		m.Translations,
 	)

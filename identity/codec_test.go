@@ -274,6 +274,9 @@ func TestDecodeHeartbeatRefuses(t *testing.T) {
 	if _, err := DecodeHeartbeat(syncedKey, []byte(beatValue)); err == nil {
 		t.Error("a heartbeat is accepted under a synced key")
 	}
+	if h, err := DecodeSynced(SyncedKey("east", ServicesMark), []byte(beatValue)); err != nil || h != beat {
+		t.Errorf("the cluster's own mark, which any node may write: %+v, %v", h, err)
+	}
 	if _, err := DecodeSynced(HeartbeatKey, []byte(beatValue)); err == nil {
 		t.Error("a synced mark is accepted under the heartbeat's key")
 	}

@@ -132,6 +132,55 @@ func TestCheckOtherEntries(t *testing.T) {
 	refusal(t, "slice with another's backend", c.CheckSlice(far, node1), "slice entry web/shop/node1: address 10.2.1.5 is outside of node east/node1's pod CIDRs [10.1.1.0/24]")
 }
 
+// TestCheckClustersSlice: a slice that no node vouches for leads to the cluster's pods alone, each on the node that it names.
+func TestCheckClustersSlice(t *testing.T) {
+	c := eastChannel()
+	c.Nodes = NodeList{node1}
+	for _, test := range []struct{ name, address, node, want string }{
+		{"its node's", "10.1.1.5", "node1", ""},
+		{"no node's that is named", "10.1.9.5", "", ""},
+		{"a node's that is not known", "10.1.9.5", "node9", ""}, // for the caller to leave out
+		{"another node's", "10.1.2.5", "node1", "address 10.1.2.5 is outside of node east/node1's pod CIDRs [10.1.1.0/24]"},
+		{"another cluster's", "10.2.1.5", "", "address 10.2.1.5 is outside of cluster east's pod CIDRs [10.1.0.0/16]: only its pods can be backends for other clusters"},
+		{"another cluster's, on its node", "10.2.1.5", "node1", "outside of cluster east's pod CIDRs"},
+		{"the node's own", "172.29.1.11", "node1", "outside of cluster east's pod CIDRs"},
+		{"the world's", "203.0.113.9", "", "outside of cluster east's pod CIDRs"},
+	} {
+		a := netip.MustParseAddr(test.address)
+		s := lb.Slice{Cluster: "east", ClusterID: 1, Service: lb.Name{Namespace: "web", Name: "shop"}, Slice: "_shop-a", Backends: []lb.SliceBackend{{Address: a, Node: test.node}}}
+		want := test.want
+		if want != "" && want[0] != 'o' {
+			want = "slice entry web/shop/_shop-a: " + want
+		}
+		err := c.CheckSlice(s, Node{})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", test.name, err, want)
+		}
+		row := lb.Backend{Cluster: "east", Address: a, Node: test.node, Slice: "shop-a"}
+		if own := c.CheckBackend(row); (own == nil) != (err == nil) {
+			t.Errorf("%s: others say %v, and its own cluster %v", test.name, err, own)
+		}
+	}
+}
+
+func TestVersionOf(t *testing.T) {
+	slice := lb.Slice{Cluster: "east", ClusterID: 1, Incarnation: 7, Sequence: 8}
+	ofNode := slice
+	ofNode.Node = "node1"
+	for name, value := range map[string][]byte{"address": EncodeAddress(shopAddress), "slice": lb.EncodeSlice(ofNode), "cluster's slice": lb.EncodeSlice(slice)} {
+		want := Version{7, 8}
+		if name == "address" {
+			want = shopAddress.Version
+		}
+		if v, ok := VersionOf(value); !ok || v != want {
+			t.Errorf("%s: %v, %v", name, v, ok)
+		}
+		if _, ok := VersionOf(value[:len(value)-3]); ok {
+			t.Errorf("%s: a part of it has a version", name)
+		}
+	}
+}
+
 func TestVersionNewer(t *testing.T) {
 	for _, test := range []struct {
 		v, w Version

@@ -12,9 +12,13 @@ import (
 const (
 	MaxPorts       = 64  // of a service
 	MaxClusterIPs  = 8   // of a service
+	MaxExternalIPs = 64  // of a service
 	MaxSelector    = 32  // pairs of a service's selector
 	MaxAnnotations = 128 // of a service
 )
+
+// MaxSessionAffinity is the longest time, in seconds, that a client may stay with its backend after its last connection: a day, as in Kubernetes.
+const MaxSessionAffinity = 24 * 60 * 60
 
 // EncodeService returns the stored form of s, for ServiceKey.
 func EncodeService(s Service) []byte { return encode(s) }
@@ -60,11 +64,11 @@ func CheckService(s Service) error {
 	if s.Shared && !s.Global {
 		return errors.New("it is shared but not global")
 	}
-	if err := checkClusterIPs(s.ClusterIPs); err != nil {
+	if err := checkReached(s); err != nil {
 		return err
 	}
-	if err := CheckPorts(s.Ports); err != nil {
-		return err
+	if s.SessionAffinity > MaxSessionAffinity {
+		return fmt.Errorf("session affinity of %d s, at most %d are allowed", s.SessionAffinity, MaxSessionAffinity)
 	}
 	if len(s.Selector) > MaxSelector {
 		return fmt.Errorf("selector has %d labels, at most %d are allowed", len(s.Selector), MaxSelector)
@@ -78,17 +82,44 @@ func CheckService(s Service) error {
 	return nil
 }
 
-func checkClusterIPs(ips []netip.Addr) error {
-	if len(ips) == 0 || len(ips) > MaxClusterIPs {
-		return fmt.Errorf("%d cluster IPs, 1 to %d are allowed", len(ips), MaxClusterIPs)
+// checkReached checks what a service is reached by: addresses and ports.
+func checkReached(s Service) error {
+	switch {
+	case s.Headless && len(s.ClusterIPs) > 0:
+		return fmt.Errorf("it is headless, but has %d cluster IPs", len(s.ClusterIPs))
+	case !s.Headless && len(s.ClusterIPs) == 0, len(s.ClusterIPs) > MaxClusterIPs:
+		return fmt.Errorf("%d cluster IPs, 1 to %d are allowed", len(s.ClusterIPs), MaxClusterIPs)
+	case len(s.ExternalIPs) > MaxExternalIPs:
+		return fmt.Errorf("%d external IPs, at most %d are allowed", len(s.ExternalIPs), MaxExternalIPs)
 	}
+	if err := checkAddresses("cluster IP", s.ClusterIPs); err != nil {
+		return err
+	}
+	if err := checkAddresses("external IP", s.ExternalIPs); err != nil {
+		return err
+	}
+	if !s.Headless || len(s.Ports) > 0 { // Names alone lead to a headless service's backends.
+		if err := CheckPorts(s.Ports); err != nil {
+			return err
+		}
+	}
+	for _, p := range s.Ports {
+		if p.Protocol == TCP && p.NodePort != 0 && p.NodePort == s.HealthCheckNodePort {
+			return fmt.Errorf("node port %d of port %d/%s is that of the health check too", p.NodePort, p.Port, p.Protocol)
+		}
+	}
+	return nil
+}
+
+// checkAddresses refuses what can't be a service's, and duplicates; what says in the error which addresses they are.
+func checkAddresses(what string, ips []netip.Addr) error {
 	seen := make(map[netip.Addr]bool, len(ips))
 	for _, ip := range ips {
 		if err := CheckAddress(ip); err != nil {
-			return fmt.Errorf("cluster IP: %w", err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		if seen[ip] {
-			return fmt.Errorf("cluster IP %s is given twice", ip)
+			return fmt.Errorf("%s %s is given twice", what, ip)
 		}
 		seen[ip] = true
 	}
@@ -96,7 +127,7 @@ func checkClusterIPs(ips []netip.Addr) error {
 }
 
 // CheckPorts holds a service to Kubernetes' rules: several ports have names, and both names and
-// numbers are unique, numbers by protocol.
+// numbers are unique, numbers by protocol, those of nodes too. A port without a target port is one whose backends' slices say it.
 func CheckPorts(ports []ServicePort) error {
 	if len(ports) == 0 || len(ports) > MaxPorts {
 		return fmt.Errorf("%d ports, 1 to %d are allowed", len(ports), MaxPorts)
@@ -105,13 +136,10 @@ func CheckPorts(ports []ServicePort) error {
 		protocol Protocol
 		port     uint16
 	}
-	names, numbers := map[string]bool{}, map[number]bool{}
+	names, numbers, nodePorts := map[string]bool{}, map[number]bool{}, map[number]bool{}
 	for _, p := range ports {
 		if err := checkPort(p.Name, p.Protocol, p.Port); err != nil {
 			return err
-		}
-		if p.TargetPort == 0 {
-			return fmt.Errorf("port %d/%s has no target port", p.Port, p.Protocol)
 		}
 		if err := checkAppProtocol(p); err != nil {
 			return err
@@ -124,6 +152,11 @@ func CheckPorts(ports []ServicePort) error {
 			return fmt.Errorf("port %s %d/%s is declared twice", quote(p.Name), p.Port, p.Protocol)
 		}
 		names[p.Name], numbers[n] = true, true
+		onNodes := number{p.Protocol, p.NodePort}
+		if p.NodePort != 0 && nodePorts[onNodes] {
+			return fmt.Errorf("node port %d/%s is declared twice", p.NodePort, p.Protocol)
+		}
+		nodePorts[onNodes] = true
 	}
 	return nil
 }
@@ -156,8 +189,13 @@ func checkOwner(cluster string, id uint8, service Name) error {
 	return CheckName("service's name", service.Name)
 }
 
-// EncodeSlice returns the stored form of s, for its Key.
-func EncodeSlice(s Slice) []byte { return encode(s) }
+// EncodeSlice returns the stored form of s, for its Key. That of the cluster's is compressed: a full one has 10 KB as JSON, and about 2 KB so.
+func EncodeSlice(s Slice) []byte {
+	if s.OfCluster() {
+		return compress(encode(s))
+	}
+	return encode(s)
+}
 
 // DecodeSlice reads the slice stored under key. What it returns is complete and bounded, and its key says the
 // same as its fields. The error is a sentence for people.
@@ -174,11 +212,14 @@ func decodeSlice(key string, value []byte) (Slice, error) {
 	if err != nil {
 		return Slice{}, err
 	}
+	if value, err = Expand(value); err != nil {
+		return Slice{}, err
+	}
 	var s Slice
 	if err := Unmarshal(value, &s); err != nil {
 		return Slice{}, err
 	}
-	if err := checkSlice(s); err != nil {
+	if err := CheckSlice(s); err != nil {
 		return Slice{}, err
 	}
 	if s.Key() != key {
@@ -188,15 +229,13 @@ func decodeSlice(key string, value []byte) (Slice, error) {
 	return s, nil
 }
 
-func checkSlice(s Slice) error {
+// CheckSlice tells what is wrong with a slice by itself, before it is stored and after it was read.
+func CheckSlice(s Slice) error {
 	if err := checkOwner(s.Cluster, s.ClusterID, s.Service); err != nil {
 		return err
 	}
-	if err := CheckName("node", s.Node); err != nil {
+	if err := checkSliceName(s); err != nil {
 		return err
-	}
-	if _, ok := sliceIndex(s.Node, s.Slice); !ok {
-		return fmt.Errorf("slice name %s is neither %s nor %s.NUMBER", quote(s.Slice), s.Node, s.Node)
 	}
 	if s.Incarnation == 0 {
 		return errors.New("incarnation is missing")
@@ -204,12 +243,29 @@ func checkSlice(s Slice) error {
 	if err := checkBackendPorts(s.Ports); err != nil {
 		return err
 	}
-	return checkBackends(s.Backends)
+	return checkBackends(s)
+}
+
+func checkSliceName(s Slice) error {
+	if s.OfCluster() {
+		name, marked := strings.CutPrefix(s.Slice, clusterSliceMark)
+		if !marked || !isSubdomain(name) {
+			return fmt.Errorf("slice name %s of no node's is not \"_\" and a DNS subdomain (1 to 253 of a-z, 0-9, \"-\" and \".\")", quote(s.Slice))
+		}
+		return nil
+	}
+	if err := CheckName("node", s.Node); err != nil {
+		return err
+	}
+	if _, ok := sliceIndex(s.Node, s.Slice); !ok {
+		return fmt.Errorf("slice name %s is neither %s nor %s.NUMBER", quote(s.Slice), s.Node, s.Node)
+	}
+	return nil
 }
 
 func checkBackendPorts(ports []BackendPort) error {
-	if len(ports) == 0 || len(ports) > MaxPorts {
-		return fmt.Errorf("%d ports, 1 to %d are allowed", len(ports), MaxPorts)
+	if len(ports) > MaxPorts { // None: of a headless service.
+		return fmt.Errorf("%d ports, at most %d are allowed", len(ports), MaxPorts)
 	}
 	names := map[string]bool{}
 	for _, p := range ports {
@@ -224,12 +280,12 @@ func checkBackendPorts(ports []BackendPort) error {
 	return nil
 }
 
-func checkBackends(backends []SliceBackend) error {
-	if len(backends) == 0 || len(backends) > MaxSliceBackends {
-		return fmt.Errorf("%d backends, 1 to %d are allowed", len(backends), MaxSliceBackends)
+func checkBackends(s Slice) error {
+	if len(s.Backends) == 0 || len(s.Backends) > MaxSliceBackends {
+		return fmt.Errorf("%d backends, 1 to %d are allowed", len(s.Backends), MaxSliceBackends)
 	}
-	seen := make(map[netip.Addr]bool, len(backends))
-	for _, b := range backends {
+	seen := make(map[netip.Addr]bool, len(s.Backends))
+	for _, b := range s.Backends {
 		if err := CheckAddress(b.Address); err != nil {
 			return fmt.Errorf("backend: %w", err)
 		}
@@ -237,14 +293,31 @@ func checkBackends(backends []SliceBackend) error {
 			return fmt.Errorf("backend %s is given twice", b.Address)
 		}
 		seen[b.Address] = true
-		if b.Endpoint == "" {
-			continue
-		}
-		if err := CheckEndpoint(b.Endpoint); err != nil {
+		if err := checkBackend(s, b); err != nil {
 			return fmt.Errorf("backend %s: %w", b.Address, err)
 		}
 	}
 	return nil
+}
+
+func checkBackend(s Slice, b SliceBackend) error {
+	if b.Endpoint != "" {
+		if err := CheckEndpoint(b.Endpoint); err != nil {
+			return err
+		}
+	}
+	if b.Hostname != "" {
+		if err := CheckName("hostname", b.Hostname); err != nil {
+			return err
+		}
+	}
+	switch {
+	case b.Node == "" || b.Node == s.Node:
+		return nil
+	case !s.OfCluster():
+		return fmt.Errorf("it is said to be on node %s, in a slice of node %s's", quote(b.Node), s.Node)
+	}
+	return CheckName("node", b.Node)
 }
 
 // entryName is the part of a key that tells the entry from others of its kind, for errors.

@@ -44,6 +44,41 @@ func TestDecodeService(t *testing.T) {
 	}
 }
 
+// TestServicesOfKubernetesAreStored: what a manifest's service never has is read as it was written.
+func TestServicesOfKubernetesAreStored(t *testing.T) {
+	public, four := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("100.64.64.10")
+	for name, change := range map[string]func(*Service){
+		"headless":               func(s *Service) { s.Headless, s.ClusterIPs = true, nil },
+		"headless without ports": func(s *Service) { s.Headless, s.ClusterIPs, s.Ports = true, nil, nil },
+		"named target port":      func(s *Service) { s.Ports[0].TargetPort = 0 },
+		"node ports": func(s *Service) {
+			s.Ports[0].NodePort, s.HealthCheckNodePort = 30080, 30081
+			s.Ports = append(s.Ports, ServicePort{Name: "quic", Protocol: UDP, Port: 80, NodePort: 30080}) // as TCP has, of which UDP is apart
+		},
+		"without node ports":   func(s *Service) { s.Ports = append(s.Ports, ServicePort{Name: "admin", Protocol: TCP, Port: 81}) },
+		"external IPs":         func(s *Service) { s.ExternalIPs = []netip.Addr{public, four} }, // one may be a cluster IP too
+		"traffic policies":     func(s *Service) { s.InternalLocal, s.ExternalLocal = true, true },
+		"a day with a backend": func(s *Service) { s.SessionAffinity = MaxSessionAffinity },
+	} {
+		s := declared(1)
+		change(&s)
+		got, err := DecodeService(ServiceKey(s.Cluster, s.Name), EncodeService(s))
+		if err != nil || !reflect.DeepEqual(got, s) {
+			t.Errorf("%s: got %+v, %v\nwant %+v", name, got, err, s)
+		}
+	}
+	s := declared(1)
+	if s.ClusterIPs = nil; CheckService(s) == nil {
+		t.Error("no cluster IPs, though it is not headless, are accepted")
+	}
+	if s.Headless = true; CheckService(s) != nil {
+		t.Error("a headless service is refused")
+	}
+	if err := CheckPorts(nil); err == nil {
+		t.Error("no ports are accepted, of any service")
+	}
+}
+
 func TestDecodeSlice(t *testing.T) {
 	got, err := DecodeSlice(sliceKey, []byte(sliceValue))
 	if err != nil {
@@ -88,7 +123,15 @@ func TestDecodeServiceRefuses(t *testing.T) {
 		{`"port":80`, `"port":0`, `port "http" has no number`},
 		{`"port":80`, `"port":65536`, "JSON"},
 		{`"kubernetes.io/h2c"`, `"` + strings.Repeat("x", MaxAppProtocol+1) + `"`, "at most 317 are allowed"},
-		{`"targetPort":8080`, `"targetPort":0`, "port 80/TCP has no target port"},
+		{`"clusterIPs":`, `"headless":true,"clusterIPs":`, "it is headless, but has 1 cluster IPs"},
+		{`"clusterIPs":`, `"externalIPs":["192.0.2.7","192.0.2.7"],"clusterIPs":`, "external IP 192.0.2.7 is given twice"},
+		{`"clusterIPs":`, `"externalIPs":["169.254.1.1"],"clusterIPs":`, "external IP: address 169.254.1.1 is link-local"},
+		{`"clusterIPs":`, `"externalIPs":[` + strings.Trim(many(MaxExternalIPs+1, `"192.0.2.%d"`), "{}") + `],"clusterIPs":`, "65 external IPs, at most 64 are allowed"},
+		{`"clusterIPs":`, `"sessionAffinity":86401,"clusterIPs":`, "session affinity of 86401 s, at most 86400 are allowed"},
+		{`"clusterIPs":`, `"sessionAffinity":-1,"clusterIPs":`, "JSON"},
+		{`"port":80`, `"nodePort":65536,"port":80`, "JSON"},
+		{`"clusterIPs":["100.64.64.10"],"ports":[{`, `"healthCheckNodePort":30080,"clusterIPs":["100.64.64.10"],"ports":[{"nodePort":30080,`, "node port 30080 of port 80/TCP is that of the health check too"},
+		{`"ports":[{`, `"ports":[{"name":"admin","protocol":"TCP","port":81,"nodePort":30080},{"nodePort":30080,`, "node port 30080/TCP is declared twice"},
 		{`"protocol":"TCP"`, `"protocol":"SCTP"`, `protocol "SCTP" is not one of TCP, UDP`},
 		{`"name":"dns"`, `"name":"http"`, `port "http" 53/UDP is declared twice`},
 		{`"protocol":"UDP","port":53`, `"protocol":"TCP","port":80`, "declared twice"},
@@ -133,7 +176,7 @@ func TestDecodeSliceRefuses(t *testing.T) {
 		{`"web/shop-1"`, `"shop-1"`, `backend 10.1.1.5: endpoint "shop-1" is not NAMESPACE/NAME`},
 		{`"web/shop-1"`, `"web/shop/1"`, `endpoint's name "shop/1"`},
 		{`"port":8080`, `"port":0`, "has no number"},
-		{`[{"name":"http","protocol":"TCP","port":8080}]`, `[]`, "0 ports"},
+		{`[{"name":"http","protocol":"TCP","port":8080}]`, "[{" + strings.Trim(many(MaxPorts+1, `{"name":"p%d","protocol":"TCP","port":1}`), "{}") + "}]", "65 ports, at most 64 are allowed"},
 		{`[{"name":"http",`, `[{"name":"http","protocol":"TCP","port":1},{"name":"http",`, "declared twice"},
 		{`[{"ip":"10.1.1.5","endpoint":"web/shop-1"},{"ip":"10.1.1.6"}]`, `[]`, "0 backends"},
 		{`[{"ip":"10.1.1.5","endpoint":"web/shop-1"},{"ip":"10.1.1.6"}]`, "[{" + strings.Trim(many(101, `{"ip":"10.1.2.%d"}`), "{}") + "}]", "101 backends"},
@@ -224,6 +267,8 @@ func FuzzDecodeService(f *testing.F) {
 func FuzzDecodeSlice(f *testing.F) {
 	f.Add(sliceKey, []byte(sliceValue))
 	f.Add(sliceKey, []byte(strings.Replace(sliceValue, `{"ip":"10.1.1.6"}`, `{"ip":"fd00:10:1::5","endpoint":"web/shop-1"}`, 1)))
+	f.Add(clusterSliceKey, []byte(clusterSliceValue))
+	f.Add(clusterSliceKey, compress([]byte(clusterSliceValue)))
 	f.Add("causeway/v1/slices////", []byte(`{}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s, err := DecodeSlice(key, value)

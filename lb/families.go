@@ -77,8 +77,11 @@ func (r FamilyRequest) Resolve(ranges []netip.Prefix) ([]Family, error) {
 }
 
 // families returns those of the service's cluster IPs: its backends have addresses of these only, since whoever declares it for one
-// family may run programs that listen on nothing else.
+// family may run programs that listen on nothing else. A headless service, which has none, has both.
 func (s *Service) families() []Family {
+	if s.Headless {
+		return []Family{IPv4, IPv6}
+	}
 	var families []Family
 	for _, ip := range s.ClusterIPs {
 		if f := FamilyOf(ip); !slices.Contains(families, f) {

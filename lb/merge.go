@@ -13,6 +13,9 @@ type ServiceView struct {
 	// Self and SelfID are the agent's own cluster.
 	Self   string
 	SelfID uint8
+	// Node is the agent's node, and NodeAddresses are those that it has on the underlay: node ports are answered there.
+	Node          string
+	NodeAddresses []netip.Addr
 	// Declared by each cluster, at most once, in any order.
 	Declared []Service
 }
@@ -48,7 +51,7 @@ func (v ServiceView) merged(s *Service) bool {
 	return s.Global && (local == nil || local.Global)
 }
 
-// affinity is the local declaration's: who calls decides.
+// affinity is the local declaration's: who calls decides, as "local" is where the caller is.
 func (v ServiceView) affinity() Affinity {
 	if local := v.local(); local != nil {
 		return l4Affinity(local.Affinity)
@@ -56,9 +59,31 @@ func (v ServiceView) affinity() Affinity {
 	return AffinityNone
 }
 
+// internalLocal tells whether clients of this node get backends of this node alone. It is the local declaration's: what another cluster says of its
+// nodes would leave clients here without any backend.
+func (v ServiceView) internalLocal() bool {
+	local := v.local()
+	return local != nil && local.InternalLocal
+}
+
+// sessionAffinity is that of the governing declaration, in seconds: other than an affinity to clusters it says the same everywhere.
+func (v ServiceView) sessionAffinity() uint32 {
+	if s := v.governing(); s != nil {
+		return s.SessionAffinity
+	}
+	return 0
+}
+
+// nodeLocal tells whether a backend is one of those that node-local ports lead to, if there are such ports.
+func (v ServiceView) nodeLocal(b Backend) bool {
+	local := v.local()
+	return b.Cluster == v.Self && b.Node == v.Node && b.Node != "" && local != nil && (local.InternalLocal || local.ExternalLocal)
+}
+
 // Targets returns what one backend adds to the service, for frontends of its address's family: a target for each port that it
-// listens on and that its own cluster's declaration has; none if this cluster's nodes may not use it. It costs the same however many
-// backends there are.
+// listens on and that its own cluster's declaration has; none if this cluster's nodes may not use it. One that is on this node is a target of the
+// node-local port besides, if the own declaration has such. A target is quarantined if the backend's node is down, or, as long as there are better
+// ones, if it is terminating: neither is known here. It costs the same however many backends there are.
 func Targets(view ServiceView, b Backend) []Target {
 	owner := view.of(b.Cluster)
 	if owner == nil || owner.Name != b.Service || !view.merged(owner) {
@@ -74,13 +99,19 @@ func Targets(view ServiceView, b Backend) []Target {
 		if i < 0 {
 			continue
 		}
-		targets = append(targets, Target{
-			TargetKey: TargetKey{Port: portKey(owner.Name, owner.Ports[i], b.Address), Address: b.Address, Number: listen.Port},
-			Cluster:   b.Cluster,
-			ClusterID: b.ClusterID,
-			Node:      b.Node,
-			Local:     own,
-		})
+		target := Target{
+			TargetKey:   TargetKey{Port: portKey(owner.Name, owner.Ports[i], b.Address), Address: b.Address, Number: listen.Port},
+			Cluster:     b.Cluster,
+			ClusterID:   b.ClusterID,
+			Node:        b.Node,
+			Local:       own,
+			Terminating: b.Terminating,
+		}
+		targets = append(targets, target)
+		if view.nodeLocal(b) {
+			target.Port.NodeLocal = true
+			targets = append(targets, target)
+		}
 	}
 	return targets
 }
@@ -99,9 +130,10 @@ func (p ServicePort) key() string {
 
 // Frontends returns what clients of this cluster may connect to for this service: each cluster IP of every cluster
 // that takes part, with each port that any of them declares. A port that the IP's own cluster doesn't
-// declare has the number that the lowest cluster ID gives it. Each leads to backends of its IP's family. Refused are remote IPs that guard
-// objects to (nil objects to none), unless the local declaration has the same IP, and numbers that the service itself uses twice. Several
-// services may still claim the same frontend: Elect decides.
+// declare has the number that the lowest cluster ID gives it. Each leads to backends of its IP's family, and to those on this node alone if the own
+// declaration wants that of internal traffic. Node ports and external IPs are the own declaration's alone; see publish. A headless
+// declaration has nothing to connect to. Refused are remote IPs that guard objects to (nil objects to none), unless the local declaration has the
+// same IP, and numbers that the service itself uses twice. Several services may still claim the same frontend: Elect decides.
 func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 	var declared []*Service
 	for i := range view.Declared {
@@ -125,6 +157,9 @@ func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
 				reason = fmt.Sprintf("cluster IP %s: %s", ip, reason)
 			}
 			c.claim(owner, ip, declared, reason)
+		}
+		if owner.Cluster == view.Self && !owner.Headless {
+			c.publish(owner)
 		}
 	}
 	return c.accepted, c.refused
@@ -155,19 +190,51 @@ func (c *claims) claim(owner *Service, ip netip.Addr, declared []*Service, reaso
 				continue
 			}
 			done[key] = true
-			c.add(Frontend{
-				FrontendKey: FrontendKey{Address: ip, Port: p.Port, Protocol: p.Protocol},
-				Target:      key,
-				Cluster:     owner.Cluster,
-				ClusterID:   owner.ClusterID,
-				Affinity:    c.view.affinity(),
-				L7:          c.l7 && p.Protocol == TCP,
-			}, reason)
+			key.NodeLocal = c.view.internalLocal()
+			f := c.frontend(owner, FrontendKey{Address: ip, Port: p.Port, Protocol: p.Protocol}, key)
+			f.L7 = c.l7 && p.Protocol == TCP
+			c.add(f, reason)
 		}
 	}
 	add(owner)
 	for _, s := range byID(declared) {
 		add(s)
+	}
+}
+
+// publish adds what the own declaration says of clients outside of the cluster: its node ports at this node's addresses and its ports at external
+// IPs, of the families that it has cluster IPs of. Each is two frontends. Sockets of processes on the node are clients within the
+// cluster, as in Kubernetes, whatever is said of those outside: all backends serve them. L7 concerns cluster IPs alone.
+func (c *claims) publish(own *Service) {
+	families := own.families()
+	add := func(ip netip.Addr, port uint16, p ServicePort, reason string) {
+		inside := c.frontend(own, FrontendKey{Address: ip, Port: port, Protocol: p.Protocol}, portKey(own.Name, p, ip))
+		outside := inside
+		outside.Outside, outside.Target.NodeLocal = true, own.ExternalLocal
+		c.add(inside, reason)
+		c.add(outside, reason)
+	}
+	for _, p := range own.Ports {
+		for _, ip := range c.view.NodeAddresses {
+			if p.NodePort != 0 && slices.Contains(families, FamilyOf(ip)) {
+				add(ip, p.NodePort, p, "")
+			}
+		}
+		for _, ip := range own.ExternalIPs {
+			reason := ""
+			if !slices.Contains(families, FamilyOf(ip)) {
+				reason = fmt.Sprintf("external IP %s: the service has no %s cluster IP, so it has no backends of that family; add the family to its ipFamilies", ip, FamilyOf(ip))
+			}
+			add(ip, p.Port, p, reason)
+		}
+	}
+}
+
+// frontend returns what leads to a port, as the service's attributes are.
+func (c *claims) frontend(owner *Service, key FrontendKey, target PortKey) Frontend {
+	return Frontend{
+		FrontendKey: key, Target: target, Cluster: owner.Cluster, ClusterID: owner.ClusterID,
+		Affinity: c.view.affinity(), SessionAffinity: c.view.sessionAffinity(),
 	}
 }
 
@@ -235,5 +302,9 @@ func compareOwners(self string, aID uint8, a string, bID uint8, b string) int {
 }
 
 func (k FrontendKey) String() string {
-	return netip.AddrPortFrom(k.Address, k.Port).String() + "/" + string(k.Protocol)
+	s := netip.AddrPortFrom(k.Address, k.Port).String() + "/" + string(k.Protocol)
+	if k.Outside {
+		s += "/outside"
+	}
+	return s
 }

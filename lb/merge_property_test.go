@@ -17,6 +17,7 @@ type world struct {
 var (
 	worldClusters = []string{"east", "west", "north"}
 	worldNames    = []Name{{"web", "shop"}, {"web", "cart"}}
+	worldNodes    = []string{"node1", "node2", ""} // self's is node1, in each cluster
 )
 
 // kept is what one cluster's nodes keep: a backend's targets are worked out again when it changes,
@@ -62,6 +63,7 @@ func (w world) change(random *rand.Rand) (Name, string) {
 		}
 		s := Service{Cluster: cluster, ClusterID: uint8(id + 1), Name: name, Global: random.IntN(3) > 0, Affinity: AffinityNone}
 		s.Shared = s.Global && random.IntN(3) > 0
+		s.InternalLocal, s.ExternalLocal = random.IntN(3) == 0, random.IntN(3) == 0
 		for i, port := range []string{"http", "metrics", "admin"} {
 			if random.IntN(2) == 0 {
 				s.Ports = append(s.Ports, ServicePort{Name: port, Protocol: TCP, Port: uint16(80 + i), TargetPort: uint16(8080 + i)})
@@ -70,7 +72,7 @@ func (w world) change(random *rand.Rand) (Name, string) {
 		w.services[key] = s
 		return name, ""
 	}
-	b := Backend{Cluster: cluster, ClusterID: uint8(id + 1), Service: name, Node: "node1", Slice: "node1"}
+	b := Backend{Cluster: cluster, ClusterID: uint8(id + 1), Service: name, Node: worldNodes[random.IntN(len(worldNodes))], Slice: "node1", Terminating: random.IntN(4) == 0}
 	b.Address = netip.AddrFrom4([4]byte{10, b.ClusterID, 1, byte(random.IntN(4))})
 	if random.IntN(2) == 0 {
 		b.Address = netip.AddrFrom16([16]byte{0xfd, 14: b.ClusterID, 15: byte(random.IntN(4))})
@@ -90,7 +92,8 @@ func (w world) change(random *rand.Rand) (Name, string) {
 }
 
 // targets works out what self's nodes may use, by family, from the rules: the own cluster's backends of an own
-// service; another cluster's if its service is global and shared, and the own one, if there is one, global.
+// service; another cluster's if its service is global and shared, and the own one, if there is one, global. What is on the own node counts
+// once more where the own service wants clients to stay on their node.
 func (w world) targets(self string) map[Target]bool {
 	all := map[Target]bool{}
 	for _, b := range w.backends {
@@ -103,8 +106,12 @@ func (w world) targets(self string) map[Target]bool {
 		for _, p := range b.Ports {
 			for _, sp := range theirs.Ports {
 				if sp.Name == p.Name && sp.Protocol == p.Protocol {
-					key := TargetKey{PortKey{b.Service, p.Name, p.Protocol, FamilyOf(b.Address)}, b.Address, p.Port}
-					all[Target{TargetKey: key, Cluster: b.Cluster, ClusterID: b.ClusterID, Node: b.Node, Local: b.Cluster == self}] = true
+					key := TargetKey{PortKey{Service: b.Service, Port: p.Name, Protocol: p.Protocol, Family: FamilyOf(b.Address)}, b.Address, p.Port}
+					target := Target{TargetKey: key, Cluster: b.Cluster, ClusterID: b.ClusterID, Node: b.Node, Local: b.Cluster == self, Terminating: b.Terminating}
+					all[target] = true
+					if target.Port.NodeLocal = true; b.Cluster == self && b.Node == "node1" && (ours.InternalLocal || ours.ExternalLocal) {
+						all[target] = true
+					}
 				}
 			}
 		}
@@ -118,7 +125,7 @@ func (k kept) update(w world, self, key string) {
 		delete(k, key)
 		return
 	}
-	view := ServiceView{Self: self}
+	view := ServiceView{Self: self, Node: "node1"}
 	for _, s := range w.services {
 		if s.Name == b.Service {
 			view.Declared = append(view.Declared, s)

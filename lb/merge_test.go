@@ -46,7 +46,10 @@ func behind(s Service) Backend {
 }
 
 func inEast(declared ...Service) ServiceView {
-	return ServiceView{Self: "east", SelfID: 1, Declared: declared}
+	return ServiceView{
+		Self: "east", SelfID: 1, Declared: declared,
+		Node: "node1", NodeAddresses: []netip.Addr{netip.MustParseAddr("172.29.1.11"), netip.MustParseAddr("fd00:29::b")},
+	}
 }
 
 func TestTargets(t *testing.T) {
@@ -194,11 +197,139 @@ func TestFrontends(t *testing.T) {
 	}
 }
 
+// TestFrontendsOfKubernetes: what a Service of Kubernetes may say beyond a cluster IP.
+func TestFrontendsOfKubernetes(t *testing.T) {
+	internalLocal := func(s *Service) { s.InternalLocal = true }
+	externalLocal := func(s *Service) { s.ExternalLocal = true }
+	nodePort := func(s *Service) { s.Ports[0].NodePort = 30080 }
+	headless := func(s *Service) { s.Headless, s.ClusterIPs = true, nil }
+	sticky := func(seconds uint32) func(*Service) { return func(s *Service) { s.SessionAffinity = seconds } }
+	external := func(addresses ...string) func(*Service) {
+		return func(s *Service) {
+			for _, a := range addresses {
+				s.ExternalIPs = append(s.ExternalIPs, netip.MustParseAddr(a))
+			}
+		}
+	}
+	guard := func(_ string, a netip.Addr) string {
+		if a == netip.MustParseAddr("172.29.1.11") {
+			return "it is the address of node east/node1"
+		}
+		return ""
+	}
+	for _, test := range []struct {
+		name    string
+		view    ServiceView
+		want    string // address:port/protocol > what PortKey has after the service's name
+		refused string // the reasons
+	}{
+		{"clients stay on their node", inEast(declared(1, internalLocal)), "100.64.1.10:80/TCP > http/TCP/node-local", ""},
+		{"they do at every cluster's address", inEast(declared(1, internalLocal), declared(2)), "100.64.1.10:80/TCP > http/TCP/node-local, 100.64.2.10:80/TCP > http/TCP/node-local", ""},
+		{"those of another cluster do", inEast(declared(1), declared(2, internalLocal)), "100.64.1.10:80/TCP > http/TCP, 100.64.2.10:80/TCP > http/TCP", ""},
+		{"only there, where clients stay on their node", inEast(declared(2, internalLocal)), "100.64.2.10:80/TCP > http/TCP", ""},
+		{"a node port", inEast(declared(1, nodePort)),
+			"100.64.1.10:80/TCP > http/TCP, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP", ""},
+		{"another cluster's node port", inEast(declared(1), declared(2, nodePort)), "100.64.1.10:80/TCP > http/TCP, 100.64.2.10:80/TCP > http/TCP", ""},
+		{"a node port of a service that is only there", inEast(declared(2, nodePort)), "100.64.2.10:80/TCP > http/TCP", ""},
+		{"a node port of IPv6", inEast(declared(1, ip("fd00:1::a"), nodePort)),
+			"[fd00:1::a]:80/TCP > http/TCP/IPv6, [fd00:29::b]:30080/TCP > http/TCP/IPv6, [fd00:29::b]:30080/TCP/outside > http/TCP/IPv6", ""},
+		{"a node port of both families", inEast(declared(1, ip("100.64.1.10", "fd00:1::a"), nodePort)),
+			"100.64.1.10:80/TCP > http/TCP, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP, " +
+				"[fd00:1::a]:80/TCP > http/TCP/IPv6, [fd00:29::b]:30080/TCP > http/TCP/IPv6, [fd00:29::b]:30080/TCP/outside > http/TCP/IPv6", ""},
+		{"clients from outside stay on the node", inEast(declared(1, nodePort, external("192.0.2.7"), externalLocal)),
+			"100.64.1.10:80/TCP > http/TCP, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP/node-local, " +
+				"192.0.2.7:80/TCP > http/TCP, 192.0.2.7:80/TCP/outside > http/TCP/node-local", ""},
+		{"clients inside stay on the node, at cluster IPs", inEast(declared(1, nodePort, internalLocal)),
+			"100.64.1.10:80/TCP > http/TCP/node-local, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP", ""},
+		{"external IPs of others", inEast(declared(1), declared(2, external("192.0.2.7"))), "100.64.1.10:80/TCP > http/TCP, 100.64.2.10:80/TCP > http/TCP", ""},
+		{"an external IP of the wrong family", inEast(declared(1, external("2001:db8::7"))), "100.64.1.10:80/TCP > http/TCP",
+			"external IP 2001:db8::7: the service has no IPv6 cluster IP, so it has no backends of that family; add the family to its ipFamilies; " +
+				"external IP 2001:db8::7: the service has no IPv6 cluster IP, so it has no backends of that family; add the family to its ipFamilies"},
+		{"an external IP that is the cluster IP", inEast(declared(1, external("100.64.1.10"))), "100.64.1.10:80/TCP > http/TCP, 100.64.1.10:80/TCP/outside > http/TCP", ""},
+		{"headless", inEast(declared(1, headless)), "", ""},
+		{"headless here, not there", inEast(declared(1, headless, external("192.0.2.7")), declared(2)), "100.64.2.10:80/TCP > http/TCP", ""},
+		{"headless there, not here", inEast(declared(1), declared(2, headless)), "100.64.1.10:80/TCP > http/TCP", ""},
+		{"headless without ports", inEast(declared(1, headless, ports())), "", ""},
+		{"another cluster's address is the node's", inEast(declared(1, nodePort), declared(2, ip("172.29.1.11"), ports(ServicePort{Name: "http", Protocol: TCP, Port: 30080, TargetPort: 80}))),
+			"100.64.1.10:80/TCP > http/TCP, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP", "cluster IP 172.29.1.11: it is the address of node east/node1"},
+		{"balanced at L7, but at cluster IPs alone", inEast(declared(1, nodePort, external("192.0.2.7"), annotated())),
+			"100.64.1.10:80/TCP > http/TCP L7, 172.29.1.11:30080/TCP > http/TCP, 172.29.1.11:30080/TCP/outside > http/TCP, 192.0.2.7:80/TCP > http/TCP, 192.0.2.7:80/TCP/outside > http/TCP", ""},
+		{"balanced at L7 among the node's backends", inEast(declared(1, internalLocal, annotated())), "100.64.1.10:80/TCP > http/TCP/node-local L7", ""},
+		{"clients stay with their backend", inEast(declared(1, sticky(60), nodePort), declared(2, sticky(90))),
+			"100.64.1.10:80/TCP > http/TCP 60s, 100.64.2.10:80/TCP > http/TCP 60s, 172.29.1.11:30080/TCP > http/TCP 60s, 172.29.1.11:30080/TCP/outside > http/TCP 60s", ""},
+		{"the own cluster says that they don't", inEast(declared(1), declared(2, sticky(90))), "100.64.1.10:80/TCP > http/TCP, 100.64.2.10:80/TCP > http/TCP", ""},
+		{"only there: the lowest ID says it", inEast(declared(3, sticky(60)), declared(2, sticky(90))), "100.64.2.10:80/TCP > http/TCP 90s, 100.64.3.10:80/TCP > http/TCP 90s", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			frontends, refusals := Frontends(test.view, guard)
+			var got, refused []string
+			for _, f := range frontends {
+				says := fmt.Sprintf("%s > %s", f.FrontendKey, strings.TrimPrefix(f.Target.String(), "web/shop:"))
+				if f.SessionAffinity > 0 {
+					says += fmt.Sprintf(" %ds", f.SessionAffinity)
+				}
+				if f.L7 {
+					says += " L7"
+				}
+				got = append(got, says)
+			}
+			for _, r := range refusals {
+				refused = append(refused, r.Reason)
+			}
+			slices.Sort(got)
+			if strings.Join(got, ", ") != test.want {
+				t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), test.want)
+			}
+			if strings.Join(refused, "; ") != test.refused {
+				t.Errorf("refused %s\nwant    %s", strings.Join(refused, "; "), test.refused)
+			}
+		})
+	}
+}
+
+func TestTargetsOnTheNode(t *testing.T) {
+	internal, external := func(s *Service) { s.InternalLocal = true }, func(s *Service) { s.ExternalLocal = true }
+	for _, test := range []struct {
+		name   string
+		view   ServiceView
+		change func(*Backend)
+		want   int // targets: of the port, and of its node-local one
+	}{
+		{"no policy", inEast(declared(1)), func(*Backend) {}, 1},
+		{"internal traffic stays", inEast(declared(1, internal)), func(*Backend) {}, 2},
+		{"external traffic stays", inEast(declared(1, external)), func(*Backend) {}, 2},
+		{"terminating", inEast(declared(1, external)), func(b *Backend) { b.Terminating = true }, 2},
+		{"on another node", inEast(declared(1, internal)), func(b *Backend) { b.Node = "node2" }, 1},
+		{"on no node", inEast(declared(1, internal)), func(b *Backend) { b.Node = "" }, 1},
+		{"on another cluster's node of the same name", inEast(declared(1, internal), declared(2, internal)), func(b *Backend) { b.Cluster, b.ClusterID = "west", 2 }, 1},
+		{"another cluster wants it", inEast(declared(1), declared(2, internal)), func(*Backend) {}, 1},
+	} {
+		b := behind(declared(1))
+		test.change(&b)
+		targets := Targets(test.view, b)
+		if len(targets) != test.want || targets[0].Port.NodeLocal {
+			t.Errorf("%s: targets are %+v", test.name, targets)
+		}
+		for i, target := range targets {
+			want := Target{TargetKey: TargetKey{Port: targets[0].Port, Address: b.Address, Number: 8080}, Cluster: b.Cluster, ClusterID: b.ClusterID,
+				Node: b.Node, Local: b.Cluster == "east", Terminating: b.Terminating}
+			if want.Port.NodeLocal = i == 1; target != want {
+				t.Errorf("%s: target %+v, want %+v", test.name, target, want)
+			}
+		}
+	}
+	nobodys := ServiceView{Self: "east", SelfID: 1, Declared: []Service{declared(1, internal)}}
+	b := behind(declared(1))
+	if b.Node = ""; len(Targets(nobodys, b)) != 1 {
+		t.Error("a backend on no node is on the node of a view without one")
+	}
+}
+
 func TestElect(t *testing.T) {
 	claim := func(cluster string, id uint8, service string) Frontend {
 		return Frontend{
-			FrontendKey: FrontendKey{netip.MustParseAddr("100.64.2.10"), 80, TCP},
-			Target:      PortKey{Name{"web", service}, "http", TCP, IPv4}, Cluster: cluster, ClusterID: id,
+			FrontendKey: FrontendKey{Address: netip.MustParseAddr("100.64.2.10"), Port: 80, Protocol: TCP},
+			Target:      PortKey{Service: Name{"web", service}, Port: "http", Protocol: TCP, Family: IPv4}, Cluster: cluster, ClusterID: id,
 		}
 	}
 	for _, test := range []struct {

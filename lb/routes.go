@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// governing returns the declaration that says how the service is balanced at L7: the own cluster's if there is one, since who
+// governing returns the declaration that says how the service is balanced at L7, and whether clients stay with a backend: the own cluster's if there is one, since who
 // calls decides, else that of the lowest cluster ID among those that take part; nil if none does.
 func (v ServiceView) governing() *Service {
 	if local := v.local(); local != nil {
@@ -22,15 +22,30 @@ func (v ServiceView) governing() *Service {
 	return first
 }
 
-// L7Problem is why a service that asks for it is not balanced at L7.
-type L7Problem struct {
+// Problem is what a service asks for and does not get.
+type Problem struct {
 	Cluster string // whose declaration it is
+	What    string // as in "L7 of service web/shop"
 	Reason  string
+}
+
+// Problems returns what the service asks for in vain.
+func (v ServiceView) Problems() []Problem {
+	_, on, problem := v.L7()
+	if problem != nil {
+		return []Problem{*problem}
+	}
+	s := v.governing()
+	if !on || s.SessionAffinity == 0 || !slices.ContainsFunc(s.Ports, func(p ServicePort) bool { return p.Protocol == TCP }) {
+		return nil
+	}
+	return []Problem{{s.Cluster, "session affinity", fmt.Sprintf("sessionAffinity ClientIP has no effect on TCP ports while annotation %s is enabled, since requests are balanced instead of connections; "+
+		"say %s to have requests of a client go to one backend, or sessionAffinity None", AnnotationL7, AnnotationL7Hash)}}
 }
 
 // L7 returns how the service is balanced at L7, and whether it is. Stored annotations that do not parse, which an agent of another
 // version may have written, are a problem, and the service is balanced at L4: connections are better than none.
-func (v ServiceView) L7() (options L7Options, on bool, problem *L7Problem) {
+func (v ServiceView) L7() (options L7Options, on bool, problem *Problem) {
 	s := v.governing()
 	if s == nil {
 		return L7Options{}, false, nil
@@ -40,7 +55,7 @@ func (v ServiceView) L7() (options L7Options, on bool, problem *L7Problem) {
 	}
 	parsed, err := ParseAnnotations(s.Annotations)
 	if err != nil {
-		return L7Options{}, false, &L7Problem{s.Cluster, fmt.Sprintf("it is balanced at L4, because its declaration in cluster %s can't be followed: %v", s.Cluster, err)}
+		return L7Options{}, false, &Problem{s.Cluster, "L7", fmt.Sprintf("it is balanced at L4, because its declaration in cluster %s can't be followed: %v", s.Cluster, err)}
 	}
 	return parsed.Route, parsed.L7, nil
 }

@@ -37,6 +37,8 @@ func TestRoutes(t *testing.T) {
 			"web/shop:rpc/TCP 90 'h2c' 2, web/shop:rpc/TCP/IPv6 90 'h2c' 2, web/shop:web/TCP 80 '' 2, web/shop:web/TCP/IPv6 80 '' 2"},
 		{"a port that another cluster has", inEast(declared(1, annotated()), declared(2, three)),
 			"web/shop:http/TCP 80 '' 2, web/shop:rpc/TCP 90 'h2c' 2, web/shop:web/TCP 80 '' 2"},
+		{"clients stay on their node", inEast(declared(1, annotated(), func(s *Service) { s.InternalLocal = true })), "web/shop:http/TCP/node-local 80 '' 2"},
+		{"headless", inEast(declared(1, annotated(), func(s *Service) { s.Headless, s.ClusterIPs = true, nil })), ""},
 		{"does not parse", inEast(declared(2, annotated(AnnotationL7Retries, "lots"))), ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -81,5 +83,35 @@ func TestTwoPortsOfOneNumber(t *testing.T) {
 	view := inEast(declared(1, annotated()), declared(2, ports(ServicePort{Name: "web", Protocol: TCP, Port: 80, TargetPort: 8080}), ip("100.64.1.10")))
 	if routes := Routes(view); len(routes) != 1 || routes[0].Port.Port != "http" {
 		t.Errorf("routes %+v, want those that a frontend leads to", routes)
+	}
+}
+
+func TestProblems(t *testing.T) {
+	sticky := func(s *Service) { s.SessionAffinity = 60 }
+	udp := ports(ServicePort{Name: "dns", Protocol: UDP, Port: 53, TargetPort: 53})
+	for _, test := range []struct {
+		name string
+		view ServiceView
+		want string // cluster, and what it asks for in vain
+	}{
+		{"nothing", inEast(declared(1)), ""},
+		{"L7", inEast(declared(1, annotated())), ""},
+		{"clients stay with their backend", inEast(declared(1, sticky)), ""},
+		{"both", inEast(declared(1, sticky, annotated()), declared(2)), "east session affinity"},
+		{"both, of UDP alone", inEast(declared(1, sticky, annotated(), udp)), ""},
+		{"both, L7 switched off", inEast(declared(1, sticky, annotated(AnnotationL7, "disabled"))), ""},
+		{"both, only there", inEast(declared(2, sticky, annotated())), "west session affinity"},
+		{"one here, one there", inEast(declared(1, annotated()), declared(2, sticky)), ""},
+		{"does not parse", inEast(declared(1, sticky, annotated(AnnotationL7Retries, "lots"))), "east L7"},
+	} {
+		var got []string
+		for _, p := range test.view.Problems() {
+			if got = append(got, p.Cluster+" "+p.What); p.Reason == "" {
+				t.Errorf("%s: no reason", test.name)
+			}
+		}
+		if strings.Join(got, ", ") != test.want {
+			t.Errorf("%s: %v, want %s", test.name, got, test.want)
+		}
 	}
 }

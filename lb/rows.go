@@ -157,6 +157,9 @@ type Target struct {
 	Node      string `json:"node"`
 	// Local is true for a backend of this agent's own cluster (for affinity).
 	Local bool `json:"local"`
-	// Quarantined backends (of nodes that are not alive, and terminating ones) get no new connections while the port has any other backend; those that they have stay.
+	// Terminating as the backend is.
+	Terminating bool `json:"terminating,omitempty"`
+	// Quarantined backends get no new connections while the port has any other backend; those that they have stay. Quarantined are those
+	// of nodes that are not alive, and terminating ones while the port has one that is neither.
 	Quarantined bool `json:"quarantined,omitempty"`
 }

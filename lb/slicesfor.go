@@ -3,6 +3,7 @@ package lb
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -35,7 +36,8 @@ func (s *Service) Selects(e EndpointView) bool {
 // SlicesFor returns the slices that node publishes for svc: the endpoints which it selects, with their addresses of the families that
 // svc has cluster IPs of, at most MaxSliceBackends a slice. A backend stays in the slice that previous has it in, so that one that
 // comes or goes changes one slice. A slice that is the same as in previous is returned with its version; others have none:
-// the caller sets it before writing them. What previous has and the result has not is to be deleted.
+// the caller sets it before writing them. What previous has and the result has not is to be deleted. A port whose target is a name is in no slice: endpoints
+// have labels, but no names of ports.
 func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Slice) []Slice {
 	wanted := map[netip.Addr]SliceBackend{}
 	families := svc.families()
@@ -70,46 +72,33 @@ func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Sl
 	return result
 }
 
-// place distributes the wanted backends over slices by index, emptying wanted.
+// place distributes the wanted backends over slices by index.
 func place(node string, wanted map[netip.Addr]SliceBackend, previous []Slice) [][]SliceBackend {
-	var placed [][]SliceBackend
-	add := func(index int, b SliceBackend) {
-		for len(placed) <= index {
-			placed = append(placed, nil)
-		}
-		placed[index] = append(placed[index], b)
-	}
+	was := map[netip.Addr]int{}
 	for _, p := range previous {
-		index, ok := sliceIndex(node, p.Slice)
-		if !ok {
-			continue
-		}
-		for _, old := range p.Backends {
-			if b, ok := wanted[old.Address]; ok {
-				add(index, b)
-				delete(wanted, old.Address)
+		if index, ok := sliceIndex(node, p.Slice); ok {
+			for _, old := range p.Backends {
+				was[old.Address] = index
 			}
 		}
 	}
-	fresh := make([]SliceBackend, 0, len(wanted))
-	for _, b := range wanted {
-		fresh = append(fresh, b)
-	}
-	slices.SortFunc(fresh, func(a, b SliceBackend) int { return a.Address.Compare(b.Address) })
-	index := 0
-	for _, b := range fresh {
-		for index < len(placed) && len(placed[index]) >= MaxSliceBackends {
-			index++
+	addresses := slices.Collect(maps.Keys(wanted))
+	var placed [][]SliceBackend
+	for i, index := range Parts(addresses, func(a netip.Addr) (int, bool) { index, ok := was[a]; return index, ok }) {
+		for len(placed) <= index {
+			placed = append(placed, nil)
 		}
-		add(index, b)
+		placed[index] = append(placed[index], wanted[addresses[i]])
 	}
 	return placed
 }
 
 func backendPorts(ports []ServicePort) []BackendPort {
-	result := make([]BackendPort, len(ports))
-	for i, p := range ports {
-		result[i] = BackendPort{Name: p.Name, Protocol: p.Protocol, Port: p.TargetPort}
+	result := make([]BackendPort, 0, len(ports))
+	for _, p := range ports {
+		if p.TargetPort != 0 {
+			result = append(result, BackendPort{Name: p.Name, Protocol: p.Protocol, Port: p.TargetPort})
+		}
 	}
 	slices.SortFunc(result, func(a, b BackendPort) int { return cmp.Compare(a.Name, b.Name) })
 	return result

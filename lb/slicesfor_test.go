@@ -102,9 +102,10 @@ func TestSlicesHaveTheServicesFamilies(t *testing.T) {
 		{[]netip.Addr{four}, []string{"10.1.0.1", "10.1.0.2"}},
 		{[]netip.Addr{six, four}, []string{"10.1.0.1", "10.1.0.2", "fd00:10:1::1"}},
 		{[]netip.Addr{six}, []string{"fd00:10:1::1"}},
+		{nil, []string{"10.1.0.1", "10.1.0.2", "fd00:10:1::1"}}, // headless
 	} {
 		service := shop
-		service.ClusterIPs = test.ips
+		service.ClusterIPs, service.Headless = test.ips, test.ips == nil
 		before = SlicesFor("node1", service, []EndpointView{both, old}, before)
 		var got []string
 		for _, s := range before {
@@ -115,6 +116,23 @@ func TestSlicesHaveTheServicesFamilies(t *testing.T) {
 		if !slices.Equal(got, test.want) {
 			t.Errorf("cluster IPs %s: backends %s, want %s", test.ips, got, test.want)
 		}
+	}
+}
+
+// TestSlicesLeaveOutNamedTargetPorts: an endpoint's labels don't tell what number a name has.
+func TestSlicesLeaveOutNamedTargetPorts(t *testing.T) {
+	service := shop
+	service.Ports = []ServicePort{{Name: "admin", Protocol: TCP, Port: 81}, {Name: "http", Protocol: TCP, Port: 80, TargetPort: 8080}}
+	for _, want := range [][]BackendPort{{{"http", TCP, 8080}}, {}} {
+		got := SlicesFor("node1", service, []EndpointView{shopEndpoint(1)}, nil)
+		if len(got) != 1 || !slices.Equal(got[0].Ports, want) || len(got[0].Backends) != 1 {
+			t.Fatalf("slices %+v, want one with ports %v", got, want)
+		}
+		got[0].Incarnation = 1
+		if _, err := DecodeSlice(got[0].Key(), EncodeSlice(got[0])); err != nil {
+			t.Error(err)
+		}
+		service.Ports = service.Ports[:1]
 	}
 }
 

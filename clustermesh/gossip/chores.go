@@ -51,7 +51,7 @@ func (g *Gossip) dropEarlierLives(now time.Time) {
 			continue
 		}
 		for _, d := range g.ledger.of([]identity.NodeName{name}, func(d *Delta) bool {
-			return (d.kind() == kindAddress || d.kind() == kindSlice) && d.Incarnation < c.incarnation
+			return (d.kind() == kindAddress || d.kind() == kindSlice && !d.ofCluster()) && d.Incarnation < c.incarnation
 		}) {
 			g.ledger.drop(d.Key)
 			if e := d.entry(); !d.Withdrawn && !g.Settled(e) {

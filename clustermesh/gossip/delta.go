@@ -151,7 +151,15 @@ func (d *Delta) mayBeAt(ranges []netip.Prefix) error {
 	return nil
 }
 
+// ofCluster tells whether the entry is a slice that is a cluster's and no node's. Who signs it may be another node each time.
+func (d *Delta) ofCluster() bool {
+	return d.kind() == kindSlice && strings.HasPrefix(d.Key[strings.LastIndex(d.Key, "/")+1:], "_")
+}
+
 func (d *Delta) maySlice() error {
+	if d.ofCluster() {
+		return nil // any node of its cluster may be elected to publish it
+	}
 	name := d.Key[strings.LastIndex(d.Key, "/")+1:]
 	if node, _, _ := strings.Cut(name, "."); node != d.Node {
 		return fmt.Errorf("%s: node %s may only speak for itself", d.Key, d.Signer())

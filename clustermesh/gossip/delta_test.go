@@ -65,6 +65,8 @@ func TestDeltaMay(t *testing.T) {
 		{"east", "n1", "slices/east/web/shop/n1.2", ""},
 		{"east", "n1", "slices/east/web/shop/n2", "only speak for itself"},
 		{"east", "n1", "slices/west/web/shop/n1", "another cluster"},
+		{"east", "n1", "slices/east/web/shop/_shop-x7k2p.1", ""},
+		{"east", "n1", "slices/west/web/shop/_shop-x7k2p.1", "another cluster"},
 		{"east", "n1", "addresses/west/10.2.1.5", "another cluster"},
 		{"east", "n1", "facts/east/n1", ""},
 		{"east", "n1", "facts/east/n2", "only speak for itself"},

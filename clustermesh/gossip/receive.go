@@ -348,7 +348,7 @@ func (g *Gossip) acceptEntry(d Delta) error {
 		// Its owner knows better, and says so to everybody.
 		g.reply(clusterPool, netip.AddrPortFrom(g.book[d.Signer()].Address, g.Port).String(), message(msgDeltas, []Delta{d}))
 	}
-	if known || d.Incarnation < g.complete[d.Signer()].incarnation {
+	if known || !d.ofCluster() && d.Incarnation < g.complete[d.Signer()].incarnation {
 		return errNoNews
 	}
 	g.later(func() { g.Deliver(e) })

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"causeway/agent/api"
+	"causeway/k8s/cni"
 	"causeway/lb"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ import (
 
 // The test's own binary is the clustermesh of the test-beds that it brings up.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "clustermesh" {
+	if name := filepath.Base(os.Args[0]); name == "clustermesh" || name == cni.Name {
 		main()
 	}
 	goleak.VerifyTestMain(m)
@@ -109,7 +110,7 @@ func (fakeTestbed) SocketHere() (string, bool) { return "", false }
 func (fakeTestbed) Nodes(string) []string      { return []string{"east/node1"} }
 
 const statusOK = `{"ok":true,"problems":[],"version":"v1","cluster":"east","clusterID":1,"node":"node1","address":"172.29.1.11",
-"podCIDR":"10.1.1.0/24","started":"2025-06-01T11:57:00Z","datapath":{"attach":"tcx","device":"causeway0","podMTU":1450,"drops":3},
+"podCIDR":"10.1.1.0/24","started":"2025-06-01T11:57:00Z","datapath":{"attach":"tcx","device":"causeway0","podMTU":1450,"drops":3},"kubernetes":{"connected":true,"synced":true,"server":"https://172.29.1.2:6443","version":"v1.34.10"},
 "stores":[{"cluster":"east","clusterID":1,"local":true,"endpoints":["https://172.29.1.2:2379"],"connected":true,"synced":true,"entries":12,"heartbeatAgeMs":400},
 {"cluster":"west","clusterID":2,"endpoints":["https://172.29.2.2:2379"],"lastError":"dial tcp: refused","refused":1,"reconnects":2,"heartbeatAgeMs":-1}],
 "tables":{"nodes":{"rows":4},"addresses":{"rows":20,"pending":1}},
@@ -121,6 +122,7 @@ func TestStatus(t *testing.T) {
 	want := `east/node1: ok
   cluster ID 1, address 172.29.1.11, pods 10.1.1.0/24
   data path tcx on causeway0, pod MTU 1450, 3 packets dropped
+  Kubernetes v1.34.10 at https://172.29.1.2:6443, connected
   version v1, up 3m
 
 STORE       ENDPOINTS                ENTRIES  REFUSED  RECONNECTS  HEARTBEAT  STATUS
@@ -236,12 +238,35 @@ func fields(s string) string {
 	return strings.Join(lines, "\n")
 }
 
+// nodePortAnswer is of a service with a node port whose clients from outside stay on the node, which has one of its two backends.
+const nodePortAnswer = `[{"service":{"namespace":"default","name":"shop"},
+	"declared":[{"cluster":"east","clusterID":1,"service":{"namespace":"default","name":"shop"},"clusterIPs":["100.64.64.1"],"ports":[{"protocol":"TCP","port":80,"targetPort":8080,"nodePort":30080}],"externalLocal":true}],
+	"frontends":[
+		{"address":"172.29.1.11","port":30080,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"cluster":"east","clusterID":1,"affinity":"none","status":{"kind":"done"}},
+		{"address":"172.29.1.11","port":30080,"protocol":"TCP","outside":true,"target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4,"nodeLocal":true},"cluster":"east","clusterID":1,"affinity":"none","status":{"kind":"done"}}],
+	"backends":[
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"address":"10.1.1.5","number":8080,"cluster":"east","clusterID":1,"node":"node1","local":true,"status":{"kind":"done"}},
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"address":"10.1.2.5","number":8080,"cluster":"east","clusterID":1,"node":"node2","local":true,"status":{"kind":"done"}},
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4,"nodeLocal":true},"address":"10.1.1.5","number":8080,"cluster":"east","clusterID":1,"node":"node1","local":true,"status":{"kind":"done"}}]}]`
+
 func TestServiceListCountsTheBackendsOfAnAddressesFamily(t *testing.T) {
 	a := newFakeAgent(t, map[string]string{"GET /v1/services": dualStackAnswer})
 	got := cli(t, nil, "service", "list", "--socket", a.socket)
 	want := `SERVICE       FRONTEND             OWNER  DECLARED BY    AFFINITY  L7 BACKENDS  STATUS
 default/shop  100.64.64.1:80/TCP   east   east (global)  none  -    east 1    done
 default/shop  [fd00:1::1]:80/TCP  east   east (global)  none  -    none      done
+`
+	if got.code != exitOK || fields(got.out) != fields(want) {
+		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)
+	}
+}
+
+func TestServiceListTellsClientsFromOutsideApart(t *testing.T) {
+	a := newFakeAgent(t, map[string]string{"GET /v1/services": nodePortAnswer})
+	got := cli(t, nil, "service", "list", "--socket", a.socket)
+	want := `SERVICE       FRONTEND                            OWNER  DECLARED BY  AFFINITY  L7 BACKENDS  STATUS
+default/shop  172.29.1.11:30080/TCP               east   east         none      -  east 2    done
+default/shop  172.29.1.11:30080/TCP from outside  east   east         none      -  east 1    done
 `
 	if got.code != exitOK || fields(got.out) != fields(want) {
 		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)

@@ -42,7 +42,11 @@ func serviceTable(services []api.Service) *table {
 		}
 		for _, f := range s.Frontends {
 			affinity, algorithm := balancing(s, f)
-			t.add(s.Name, hostPort(f.Address.String(), f.Port, string(f.Protocol)), f.Cluster, declarers(s), affinity, algorithm,
+			address := hostPort(f.Address.String(), f.Port, string(f.Protocol))
+			if f.Outside {
+				address += " from outside"
+			}
+			t.add(s.Name, address, f.Cluster, declarers(s), affinity, algorithm,
 				backendCounts(s.Backends, f.Target), rowStatus(worst(f, s.Backends)))
 		}
 	}

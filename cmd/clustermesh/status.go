@@ -73,6 +73,12 @@ func printStatus(p *printer, s *api.Status) {
 	if text := l7Text(s.L7); text != "" {
 		p.printf("  %s\n", text)
 	}
+	if s.Kubernetes != nil {
+		p.printf("  %s\n", kubernetesText(s.Kubernetes))
+	}
+	if text := exporterText(p, s.Exporter); text != "" {
+		p.printf("  %s\n", text)
+	}
 	p.printf("  version %s, up %s\n\n", printable(s.Version), p.age(s.Started))
 	p.table(storeTable(s.Stores))
 	p.printf("\n")
@@ -90,6 +96,31 @@ func printStatus(p *printer, s *api.Status) {
 		p.printf("\n")
 		p.table(refusalTable(p, s.Refusals))
 	}
+}
+
+// kubernetesText says in a line how the node stands with Kubernetes.
+func kubernetesText(k *api.Kubernetes) string {
+	state := "connected"
+	switch {
+	case !k.Connected:
+		state = strings.TrimSuffix("away: "+k.LastError, ": ")
+	case !k.Synced:
+		state = "not read in full yet"
+	}
+	return printable(strings.TrimSpace("Kubernetes "+k.Version) + " at " + k.Server + ", " + state)
+}
+
+// exporterText says who publishes what a cluster of Kubernetes has for others; empty without Kubernetes.
+func exporterText(p *printer, e *api.Exporter) string {
+	switch {
+	case e == nil:
+		return ""
+	case e.Leader == "":
+		return "services for other clusters: no node publishes them"
+	case e.Self:
+		return fmt.Sprintf("services for other clusters: this node publishes them, for %s now, in %d entries", p.age(e.Since), e.Keys)
+	}
+	return fmt.Sprintf("services for other clusters: %s publishes them, for %s now", printable(e.Leader), p.age(e.Since))
 }
 
 func storeTable(stores []api.Store) *table {

@@ -1,10 +1,13 @@
 /* All maps of a node, and no program: the Go types of their keys and values are made from this object, once. */
 #include "lib/addresses.h"
+#include "lib/affinity.h"
 #include "lib/drops.h"
 #include "lib/echo.h"
 #include "lib/endpoints.h"
 #include "lib/l7.h"
+#include "lib/nat.h"
 #include "lib/nodes.h"
+#include "lib/outside.h"
 #include "lib/services.h"
 #include "lib/translations.h"
 
@@ -26,6 +29,7 @@ const enum frontend_flag unused_frontend_flag __attribute__((unused));
 const enum l7_family unused_l7_family __attribute__((unused));
 const enum affinity unused_affinity __attribute__((unused));
 const enum backend_group unused_backend_group __attribute__((unused));
+const enum backend_state unused_backend_state __attribute__((unused));
 const enum node_mode unused_node_mode __attribute__((unused));
 const enum echo_port unused_echo_port __attribute__((unused));
 const enum echo_type unused_echo_type __attribute__((unused));

@@ -6,6 +6,7 @@
 #include "lib/endpoints.h"
 #include "lib/identity.h"
 #include "lib/mss.h"
+#include "lib/natanswer.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
 #include "lib/podside.h"
@@ -39,12 +40,14 @@ static __always_inline bool is_own_pod_side(const struct node *node, const struc
 }
 
 /* Tells whether a node may send as identity: only as its own cluster's, or as itself. For its own processes its
- * proxy does that by TCP from the pods' side. */
+ * proxy does that by TCP from the pods' side, and what clients from outside send comes from there too. */
 static __always_inline bool may_send_as(const struct node *node, __u32 identity, const struct packet *p)
 {
 	if (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE)
 		return ip_addr_equal(&p->src, &node->address) ||
 		       (identity == IDENTITY_REMOTE_NODE && p->protocol == IPPROTO_TCP && is_own_pod_side(node, &p->src));
+	if (identity == IDENTITY_WORLD)
+		return is_own_pod_side(node, &p->src);
 	return identity_cluster(identity) == node->cluster && !identity_is_reserved(identity & 0xffff);
 }
 
@@ -92,6 +95,7 @@ int from_overlay(struct __sk_buff *skb)
 	struct ip_addr sender;
 	__u32 identity;
 	struct packet p;
+	int verdict;
 
 	if (!tunnel_get_key(skb, &sender, &identity))
 		return drop(skb, DROP_NO_TUNNEL_KEY, INGRESS);
@@ -118,8 +122,11 @@ int from_overlay(struct __sk_buff *skb)
 	dst = endpoint_lookup(&p.dst);
 	if (dst)
 		return endpoint_deliver(skb, &p, dst, INGRESS);
-	if (is_pod_side(&p.dst) && is_answer(skb, &p))
-		return PASS;
+	if (is_pod_side(&p.dst)) {
+		if (nat_answer(skb, &p, INGRESS, &verdict))
+			return verdict;
+		return is_answer(skb, &p) ? PASS : drop(skb, DROP_NO_ENDPOINT, INGRESS);
+	}
 	if (!ip_addr_is(&p.dst, &node_address))
 		return drop(skb, DROP_NO_ENDPOINT, INGRESS);
 	/* Only a node as itself: what a pod sends is never taken for an echo. */

@@ -3,32 +3,26 @@
 #include "lib/drops.h"
 #include "lib/endpoints.h"
 #include "lib/l7.h"
-#include "lib/mss.h"
+#include "lib/natanswer.h"
 #include "lib/net.h"
 #include "lib/nodes.h"
+#include "lib/outside.h"
 #include "lib/podside.h"
+#include "lib/send.h"
 #include "lib/toobig.h"
 #include "lib/tunnel.h"
 
-static __always_inline int send_to_node(struct __sk_buff *skb, const struct packet *p, const struct endpoint *src,
-					const struct address *dst)
+static __always_inline int to_other_node(struct __sk_buff *skb, const struct packet *p, const struct endpoint *src, const struct address *dst)
 {
 	const struct node *node = node_lookup(&dst->tunnel);
 	enum fit fit;
-	int reason;
 
 	if (!node)
 		return drop(skb, DROP_NO_NODE, EGRESS);
 	fit = packet_fit(skb, p, node);
 	if (fit == FIT_NOT)
 		return too_big(skb, p, node);
-	reason = tunnel_prepare(skb, node, src->identity, fit == FIT_IN_FRAGMENTS);
-	if (reason)
-		return drop(skb, reason, EGRESS);
-	if (!packet_hop(skb, p))
-		return drop(skb, DROP_TTL_EXPIRED, EGRESS);
-	mss_clamp(skb, p, node->mtu);
-	return bpf_redirect(tunnel_ifindex, 0);
+	return send_to_node(skb, p, node, src->identity, fit, EGRESS);
 }
 
 SEC("tc")
@@ -37,6 +31,7 @@ int from_pod(struct __sk_buff *skb)
 	const struct endpoint *src, *dst;
 	const struct address *address;
 	struct packet p;
+	int verdict;
 
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return PASS;
@@ -53,6 +48,8 @@ int from_pod(struct __sk_buff *skb)
 	if (__builtin_memcmp(p.mac, src->mac, ETH_ALEN))
 		return drop(skb, DROP_SPOOFED_MAC, EGRESS);
 
+	if (outside_is_used() && nat_answer(skb, &p, EGRESS, &verdict))
+		return verdict;
 	if (ip_addr_is(&p.dst, &node_address))
 		return PASS;
 	dst = endpoint_lookup(&p.dst);
@@ -66,7 +63,7 @@ int from_pod(struct __sk_buff *skb)
 		return PASS; /* The world outside of the mesh is the stack's. */
 	switch (address->kind) {
 	case ADDRESS_REMOTE:
-		return send_to_node(skb, &p, src, address);
+		return to_other_node(skb, &p, src, address);
 	case ADDRESS_LOCAL:
 		return drop(skb, DROP_NO_ENDPOINT, EGRESS);
 	default:

@@ -4,6 +4,7 @@
  *
  * IPv6 sockets may name IPv4 peers, as ::ffff:a.b.c.d. The verifier lets a hook touch the
  * address fields of one family only, so each reads and writes its own; what happens in between is the same. */
+#include "lib/affinity.h"
 #include "lib/drops.h"
 #include "lib/l7.h"
 #include "lib/net.h"
@@ -107,6 +108,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 	const struct backend *backend;
 	struct translation service = {};
 	struct translation_key key;
+	struct session_key client;
+	__u32 number;
 
 	if (!protocol)
 		return ALLOW;
@@ -118,7 +121,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct peer *pe
 			return ALLOW;
 		count_l7_fallback();
 	}
-	backend = service_choose(frontend);
+	client = session_of_namespace(bpf_get_netns_cookie(ctx));
+	backend = session_choose(frontend, &client, &number);
 	/* Of the other family it could not be written where it has to be. */
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&peer->address)) {
 		count_drop(DROP_NO_BACKEND, EGRESS, 0);

@@ -26,12 +26,6 @@ struct {
 	__type(value, __u8);
 } refused SEC(".maps");
 
-/* A VLAN's packets are another network's; tag 0 means none, and the kernel takes such a packet as the link's own. */
-static __always_inline bool is_vlans(const struct __sk_buff *skb)
-{
-	return skb->vlan_present && (skb->vlan_tci & 0x0fff);
-}
-
 /* Tells whether VXLAN may go without encryption between an address of this node and another one. */
 static __always_inline bool between_plain(const struct ip_addr *own, const struct ip_addr *other)
 {
@@ -66,7 +60,7 @@ int to_underlay(struct __sk_buff *skb)
 	struct refused_key key;
 	enum datagram_kind kind;
 
-	if (is_vlans(skb))
+	if (packet_is_vlans(skb))
 		return PASS;
 	kind = datagram_parse(skb, link_header_len, &d);
 	if (kind == DATAGRAM_OTHER && !d.fragment)
@@ -92,7 +86,7 @@ int from_underlay(struct __sk_buff *skb)
 {
 	struct datagram d = {};
 
-	if (is_vlans(skb) || datagram_parse(skb, link_header_len, &d) != DATAGRAM_VXLAN || between_plain(&d.dst, &d.src))
+	if (packet_is_vlans(skb) || datagram_parse(skb, link_header_len, &d) != DATAGRAM_VXLAN || between_plain(&d.dst, &d.src))
 		return PASS;
 	return drop(skb, DROP_CLEARTEXT, INGRESS);
 }

@@ -4,6 +4,7 @@
 #include "net.h"
 
 #define IDENTITY_HOST 1
+#define IDENTITY_WORLD 2
 #define IDENTITY_REMOTE_NODE 6
 #define IDENTITY_RESERVED_MAX 255
 

@@ -64,6 +64,20 @@ static __always_inline bool ip_addr_is(const struct ip_addr *a, const volatile s
 	return (x[0] || x[1] || x[2] || x[3]) && x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
 }
 
+/* Returns the address that user space has set at loading. */
+static __always_inline struct ip_addr ip_addr_set(const volatile struct ip_addr *set)
+{
+	const volatile __be32 *words = (const volatile __be32 *)set->bytes;
+	struct ip_addr a = {};
+	__be32 *copy = (__be32 *)a.bytes;
+
+	copy[0] = words[0];
+	copy[1] = words[1];
+	copy[2] = words[2];
+	copy[3] = words[3];
+	return a;
+}
+
 #define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
 #define IPV6_FRAGMENT 44 /* next header, RFC 8200 */
 
@@ -130,6 +144,12 @@ static __always_inline bool packet_parse_v6(struct __sk_buff *skb, struct packet
 	p->hops = ip->hop_limit;
 	p->fragment = ip->nexthdr == IPV6_FRAGMENT;
 	return true;
+}
+
+/* A VLAN's packets are another network's; tag 0 means none, and the kernel takes such a packet as the link's own. */
+static __always_inline bool packet_is_vlans(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && (skb->vlan_tci & 0x0fff);
 }
 
 static __always_inline bool packet_is_ip(const struct __sk_buff *skb)

@@ -35,6 +35,7 @@ enum backend_group {
 
 enum backend_state {
 	BACKEND_ACTIVE = 0,
+	BACKEND_QUARANTINED, /* gets no new connections, unless all are so; as its slots say */
 };
 
 struct frontend_key {
@@ -81,7 +82,8 @@ struct backend {
 	__u8 owner; /* ID of the cluster that the backend is of */
 	__u8 state; /* enum backend_state */
 	__u8 flags;
-	__u8 pad[5];
+	__u8 pad[1];
+	__u32 service; /* whose backend it is */
 };
 
 struct {
@@ -133,6 +135,14 @@ static __always_inline const struct frontend *frontend_lookup(const struct ip_ad
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
+/* Tells whether the frontend's service has a backend that is not quarantined. */
+static __always_inline bool service_has_active(const struct frontend *f)
+{
+	const struct service *service = bpf_map_lookup_elem(&services, &f->service);
+
+	return service && service->count[GROUP_LOCAL] + service->count[GROUP_REMOTE];
+}
+
 /* Picks a slot at random, in the group that the affinity prefers, among those that may be chosen. If there are none in
  * either group, all backends are quarantined, and then quarantine counts for nothing: failure detection may be
  * wrong, and a connection that may fail is better than one that can't succeed. Returns false if there is no slot
@@ -172,8 +182,8 @@ static __always_inline bool service_pick_slot(const struct frontend *f, struct s
  * count. */
 #define CHOOSE_ATTEMPTS 4
 
-/* Returns the backend for a new connection, or NULL if the service has none. */
-static __always_inline const struct backend *service_choose(const struct frontend *f)
+/* Returns a backend for a new connection, and its number, or NULL if the service has none. */
+static __always_inline const struct backend *service_choose(const struct frontend *f, __u32 *number)
 {
 	struct slot_key slot = {};
 
@@ -186,7 +196,8 @@ static __always_inline const struct backend *service_choose(const struct fronten
 		id = bpf_map_lookup_elem(&slots, &slot);
 		if (!id)
 			continue;
-		backend = bpf_map_lookup_elem(&backends, id);
+		*number = *id;
+		backend = bpf_map_lookup_elem(&backends, number);
 		if (backend)
 			return backend;
 	}

@@ -161,28 +161,30 @@ static __always_inline bool answer6(struct __sk_buff *skb, const struct packet *
 /* Replaces an address by this node's, if that is of the same family. */
 static __always_inline void prefer_own(struct ip_addr *addr)
 {
-	const volatile __be32 *set = (const volatile __be32 *)node_address.bytes;
-	const __be32 words[4] = { set[0], set[1], set[2], set[3] };
-	const struct ip_addr *own = (const struct ip_addr *)words;
+	const struct ip_addr own = ip_addr_set(&node_address);
 
-	if (ip_addr_is_v4(own) == ip_addr_is_v4(addr))
-		*addr = *own;
+	if (ip_addr_is_v4(&own) == ip_addr_is_v4(addr))
+		*addr = own;
 }
 
-/* Counts a packet to a node as too big, and makes it the answer to its sender, a pod, on whose device it is. It comes from this node, or if that
- * has no address of the packet's family, from where the packet was going. Returns what is to become of it. */
-static __always_inline int too_big(struct __sk_buff *skb, const struct packet *p, const struct node *node)
+/* Makes a packet that is too big for a node the answer to its sender. It comes from this node, or if that
+ * has no address of the packet's family, from where the packet was going. Returns false if it gets none. */
+static __always_inline bool too_big_answer(struct __sk_buff *skb, const struct packet *p, const struct node *node)
 {
 	struct ip_addr from = p->dst;
 	__u32 mtu = node->mtu;
-	bool answered;
 
-	count_drop(DROP_TOO_BIG, EGRESS, skb->len);
 	if (!may_be_answered(skb, p))
-		return TC_ACT_SHOT;
+		return false;
 	if (p->version == 6 && mtu < IPV6_MIN_MTU)
 		mtu = IPV6_MIN_MTU;
 	prefer_own(&from);
-	answered = p->version == 4 ? answer4(skb, p, &from, mtu) : answer6(skb, p, &from, mtu);
-	return answered ? bpf_redirect_peer(skb->ifindex, 0) : TC_ACT_SHOT;
+	return p->version == 4 ? answer4(skb, p, &from, mtu) : answer6(skb, p, &from, mtu);
+}
+
+/* Counts a packet to a node as too big, and answers its sender, a pod, on whose device it is. Returns what is to become of it. */
+static __always_inline int too_big(struct __sk_buff *skb, const struct packet *p, const struct node *node)
+{
+	count_drop(DROP_TOO_BIG, EGRESS, skb->len);
+	return too_big_answer(skb, p, node) ? bpf_redirect_peer(skb->ifindex, 0) : TC_ACT_SHOT;
 }

@@ -1,0 +1,46 @@
+package agent
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"causeway/agent/api"
+	"causeway/clustermesh"
+)
+
+// setupExporter makes this agent's part in publishing the services of Kubernetes that are for other clusters.
+func (a *agent) setupExporter() {
+	if a.kubernetes == nil {
+		return
+	}
+	a.exporter = clustermesh.NewExporter(clustermesh.ExporterConfig{
+		Cluster: a.cfg.info(), Node: a.cfg.Node.Name, Store: a.own().store, Tables: a.tables, Synced: a.kubernetes.Synced(), Log: a.log,
+		Tell: func(n clustermesh.News) { a.life.tell(n) },
+	})
+	a.problems = append(a.problems, func() []string { return exporterProblems(a.exporter.State()) })
+}
+
+// export runs it.
+func (a *agent) export(ctx context.Context, tasks *errgroup.Group) {
+	if a.exporter != nil {
+		tasks.Go(func() error { return a.exporter.Run(ctx) })
+	}
+}
+
+// exporterProblems says what is not published.
+func exporterProblems(s clustermesh.ExporterState) []string {
+	if s.LastError == "" {
+		return nil
+	}
+	return []string{"what this cluster has for others is not all published: " + s.LastError}
+}
+
+// exporterStatus is nil without Kubernetes.
+func exporterStatus(e *clustermesh.Exporter) *api.Exporter {
+	if e == nil {
+		return nil
+	}
+	s := e.State()
+	return &api.Exporter{Leader: s.Leader, Self: s.Self, Since: s.Since, Keys: s.Keys, LastError: s.LastError}
+}
