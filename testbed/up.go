@@ -246,6 +246,9 @@ func (b *Bed) prepare(s *State, o *Options) error {
 		if err := b.installKubernetes(o.KubernetesProgram); err != nil {
 			return err
 		}
+		if err := b.writeImages(); err != nil {
+			return err
+		}
 	}
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {
 		return err
