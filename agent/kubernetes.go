@@ -21,10 +21,13 @@ func (a *agent) setupKubernetes() (err error) {
 		Node: a.cfg.Node.Name, Cluster: a.cfg.Cluster.Name, ClusterID: uint8(a.cfg.Cluster.ID),
 		Tables: a.tables, Refusals: a.refusals, Version: Version, Log: a.log,
 	})
-	if err == nil {
-		a.problems = append(a.problems, a.kubernetes.Problems)
+	if err != nil {
+		return err
 	}
-	return err
+	a.problems = append(a.problems, a.kubernetes.Problems)
+	a.pods.source = a.kubernetes
+	a.kubernetes.OnPodLabels(a.pods.Relabel)
+	return nil
 }
 
 // followKubernetes starts following the API server.

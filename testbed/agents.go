@@ -84,7 +84,7 @@ func (l layout) giveCertificate(cluster, node string) error {
 	return nil
 }
 
-// startAgent starts a node's agent for the first time and waits until it is well.
+// startAgent starts a node's agent for the first time and waits until it is well. With Kubernetes the node's kubelet comes along.
 func (b *Bed) startAgent(ctx context.Context, s *State, c *ClusterState, n *NodeState) error {
 	if err := b.giveCertificate(c.Name, n.Name); err != nil {
 		return err
@@ -92,6 +92,15 @@ func (b *Bed) startAgent(ctx context.Context, s *State, c *ClusterState, n *Node
 	p, err := b.launchAgent(ctx, s, c.Name, n.Name)
 	if err != nil {
 		return err
+	}
+	if c.Kubernetes != nil {
+		// The kubelet registers the Node, without which the agent is not well, and finds an agent that connects its pods.
+		if err := b.waitAgentAnswers(ctx, c.Name, n.Name, p); err != nil {
+			return err
+		}
+		if err := b.startKubelet(ctx, s, c, n); err != nil {
+			return err
+		}
 	}
 	return b.waitAgent(ctx, c.Name, n.Name, p, 1)
 }

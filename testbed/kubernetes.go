@@ -21,6 +21,7 @@ import (
 
 	"causeway/identity/pki"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -193,12 +194,34 @@ func (b *Bed) prepareKubernetes(ctx context.Context, s *State) error {
 		if err := writeFile(b.kubernetes(c.Name, "authentication.yaml"), []byte(authenticationConfig), 0o600); err != nil {
 			return err
 		}
+		if err := b.routeToPods(&c); err != nil {
+			return err
+		}
 	}
 	// First, because kubeconfigs have its port.
 	if err := b.eachCluster(ctx, s, b.startForward); err != nil {
 		return err
 	}
 	return b.certifyKubernetes(s)
+}
+
+// routeToPods gives a cluster's control plane the way to its pods, over their nodes, in the underlay's family: pods ask the API server by their own
+// address, and the API server may ask them.
+func (b *Bed) routeToPods(c *ClusterState) error {
+	return withHandle(b.kvstoreNS(c.Name), func(h *netlink.Handle) error {
+		for _, n := range c.Nodes {
+			for _, pods := range n.PodCIDRs {
+				if pods.Addr().Is4() != n.Address.Is4() {
+					continue
+				}
+				dst := &net.IPNet{IP: pods.Addr().AsSlice(), Mask: net.CIDRMask(pods.Bits(), pods.Addr().BitLen())}
+				if err := h.RouteReplace(&netlink.Route{Dst: dst, Gw: n.Address.AsSlice()}); err != nil {
+					return fmt.Errorf("routing from the control plane of cluster %s to %s at %s: %w", c.Name, pods, n.Name, err)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // startControlPlane starts all of a cluster's control plane that does not run and waits until it is well.

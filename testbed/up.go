@@ -160,11 +160,6 @@ func (b *Bed) up(ctx context.Context, o *Options) error {
 		return err
 	}
 	tell("%s", count(nodes, "agent")+verb(nodes, " is", " are")+" well")
-	if s.hasKubernetes() {
-		if err := b.eachNode(ctx, s, b.startKubelet); err != nil {
-			return err
-		}
-	}
 	if !o.Unconnected && len(s.Clusters) > 1 {
 		if err := b.connectAll(ctx, s); err != nil {
 			return err
@@ -249,6 +244,9 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	}
 	if o.Kubernetes {
 		if err := b.installKubernetes(o.KubernetesProgram); err != nil {
+			return err
+		}
+		if err := b.writeImages(); err != nil {
 			return err
 		}
 	}
