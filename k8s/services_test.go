@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/statedb"
 	corev1 "k8s.io/api/core/v1"
@@ -224,7 +225,7 @@ func plainService(name string) *corev1.Service {
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
 }
 
-// waitEvent returns when the Service has exactly one Event of "REASON: message…".
+// waitEvent returns when the Service has an Event, which must be "REASON: message…".
 func (h *harness) waitEvent(t *testing.T, of *corev1.Service, want string) {
 	t.Helper()
 	events := h.api.client.CoreV1().Events(of.Namespace)
@@ -234,7 +235,8 @@ func (h *harness) waitEvent(t *testing.T, of *corev1.Service, want string) {
 		t.Fatal(err)
 	}
 	defer watch.Stop()
-	for ev := range watch.ResultChan() {
+	select {
+	case ev := <-watch.ResultChan():
 		e, ok := ev.Object.(*corev1.Event)
 		if !ok || !strings.HasPrefix(e.Reason+": "+e.Message, want) {
 			t.Fatalf("got %+v, want %s", ev.Object, want)
@@ -242,9 +244,9 @@ func (h *harness) waitEvent(t *testing.T, of *corev1.Service, want string) {
 		if e.Type != corev1.EventTypeWarning || e.InvolvedObject.Name != of.Name || e.ReportingController == "" {
 			t.Errorf("the Event is %+v", e)
 		}
-		return
+	case <-time.After(patience):
+		t.Fatalf("no Event %q", want)
 	}
-	t.Fatalf("no Event %q", want)
 }
 
 // testAnnotations follows one Service through changes of its annotations.
