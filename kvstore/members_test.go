@@ -59,7 +59,9 @@ func TestMembers(t *testing.T) {
 	}
 
 	m[2].kill()
-	all := m[0].dial(t, func(c *Config) { c.Endpoints = []string{m[0].config.ListenClient, m[1].config.ListenClient, m[2].config.ListenClient} })
+	all := m[0].dial(t, func(c *Config) {
+		c.Endpoints = []string{m[0].config.ListenClient, m[1].config.ListenClient, m[2].config.ListenClient}
+	})
 	eventually(t, 20*time.Second, "a write without the third member", func() bool { return all.Put(ctx, Prefix+"b", []byte("2")) == nil })
 	m[2].start(t)
 	if got, err := m[2].dial(t, nil).Get(ctx, Prefix+"b"); err != nil || string(got.Value) != "2" {

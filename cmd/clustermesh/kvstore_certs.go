@@ -30,7 +30,7 @@ type storeCerts struct {
 // serve runs a store with the certificates, until ctx ends or one of both fails. It calls ready once the store has its users and the authority.
 func (c *storeCerts) serve(ctx context.Context, cfg kvstore.ServerConfig, ready func(net.Addr)) error {
 	hosts := slices.Clone(c.hosts)
-	for _, address := range []string{cfg.ListenClient, cfg.AdvertiseClient} {
+	for _, address := range []string{cfg.ListenClient, cfg.AdvertiseClient, cfg.Members.Initial[cfg.Name]} {
 		if host, _, err := net.SplitHostPort(address); err == nil {
 			hosts = append(hosts, host)
 		} else if address != "" {
