@@ -83,7 +83,9 @@ func TestPodResolverForwards(t *testing.T) {
 		return nil, errors.New("no")
 	})
 	inner := r.Dial
-	r.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return inner(ctx, "udp", server.LocalAddr().String()) }
+	r.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return inner(ctx, "udp", server.LocalAddr().String())
+	}
 	for _, name := range []string{"causeway.test.", "a.b.etcd.sys.svc.", "etcd-0.etcd.other.svc."} {
 		if got, err := r.LookupHost(t.Context(), name); err != nil || !slices.Equal(got, []string{"192.0.2.9"}) {
 			t.Errorf("%s is %v, %v", name, got, err)

@@ -3,12 +3,15 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"causeway/clustermesh/peering"
 	"causeway/identity/pki"
+	"causeway/k8s"
 	"causeway/kvstore"
 
 	"github.com/spf13/cobra"
@@ -18,7 +21,7 @@ import (
 func newKVStoreCommand() *cobra.Command {
 	var cfg kvstore.ServerConfig
 	var certs storeCerts
-	var members string
+	var members, podsOf string
 	cmd := &cobra.Command{
 		Use:   "kvstore",
 		Short: "Run a cluster's store: an etcd server",
@@ -63,6 +66,14 @@ store to go on with what they know, and find it again when it is back.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			cfg.LogOutput = cmd.ErrOrStderr()
+			for _, address := range []*string{&cfg.ListenClient, &cfg.Members.ListenPeer} {
+				*address = withBrackets(*address)
+			}
+			if podsOf != "" {
+				if err := resolvePodsOf(podsOf); err != nil {
+					return err
+				}
+			}
 			if members != "" {
 				var err error
 				if cfg.Members.Initial, err = kvstore.ParseMembers(members); err != nil {
@@ -91,6 +102,7 @@ store to go on with what they know, and find it again when it is back.`,
 	flags.StringVar(&cfg.Members.ListenPeer, "listen-peer", "", "`host:port` to serve the other members at")
 	flags.StringVar(&members, "initial-cluster", "", "all members, this one too: `NAME=host:port,…`; it counts for a new data directory only")
 	flags.StringVar(&cfg.Members.Token, "initial-cluster-token", "", "a `text` that these members share with no others; it counts for a new data directory only")
+	flags.StringVar(&podsOf, "resolve-pods-of", "", "`SERVICE.NAMESPACE`: in a pod, ask the API server for names of that Service's pods, which members have, as cluster DNS may need the network first")
 	flags.StringVar(&cfg.ListenHealth, "listen-health", "", "`host:port` to answer GET /livez, /readyz and /metrics at, to everybody: on the loopback (default: none)")
 	flags.StringVar(&cfg.CAFile, "ca", "", "PEM `file` of the authority whose certificates clients must show")
 	flags.StringVar(&cfg.CertFile, "cert", "", "PEM `file` of the server's certificate, for the host of --listen-client")
@@ -107,6 +119,34 @@ store to go on with what they know, and find it again when it is back.`,
 	cmd.MarkFlagsOneRequired("pki", "ca")
 	cmd.AddCommand(newKVStoreInitCommand())
 	return cmd
+}
+
+// withBrackets writes an IPv6 address before a port as it has to be: a pod knows its own without.
+func withBrackets(address string) string {
+	if end := strings.LastIndexByte(address, ':'); end >= 0 {
+		if host, err := netip.ParseAddr(address[:end]); err == nil && host.Is6() {
+			return net.JoinHostPort(host.String(), address[end+1:])
+		}
+	}
+	return address
+}
+
+// resolvePodsOf has the whole process find the pods of a headless Service: etcd takes no resolver of its own.
+func resolvePodsOf(of string) error {
+	service, namespace, ok := strings.Cut(of, ".")
+	if !ok {
+		return usageError("--resolve-pods-of %q: want SERVICE.NAMESPACE", of)
+	}
+	rest, err := k8s.RESTConfig("", "", true)
+	if err != nil {
+		return err
+	}
+	resolver, err := k8s.PodResolver(rest, service, namespace)
+	if err != nil {
+		return err
+	}
+	net.DefaultResolver = resolver
+	return nil
 }
 
 // newKVStoreInitCommand returns "clustermesh kvstore init", which makes an etcd ready that somebody else runs.
