@@ -64,6 +64,8 @@ var layers = []layer{
 	{folder: "testbed", may: []string{"..."}, why: "it runs agents as a user would; agents don't know of it"},
 	{folder: "testbed/vm", why: "it boots a kernel for a test binary, whatever that tests"},
 	{folder: "testbed/l7bench", why: "it measures proxies as programs, by their commands"},
+	{folder: "deploy/chart", may: []string{"k8s/install"}, why: "it writes down what the installation is made of"},
+	{folder: "deploy/image", why: "it packs a program, whatever that does"},
 	{folder: "cmd/clustermesh", may: []string{"...", "testbed"}, why: "it turns flags into one call of the others"},
 }
 
