@@ -19,7 +19,7 @@ import (
 func TestImage(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "program")
-	if err := build("causeway/cmd/clustermesh", runtime.GOARCH, file); err != nil {
+	if err := build("./testdata/program", runtime.GOARCH, file); err != nil {
 		t.Fatal(err)
 	}
 	image, err := pack(file, runtime.GOARCH)

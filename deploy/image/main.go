@@ -4,6 +4,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"debug/elf"
 	"flag"
 	"fmt"
 	"io"
@@ -79,6 +80,21 @@ func build(source, arch, file string) error {
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("building %s for %s: %w", source, arch, err)
+	}
+	return checkStatic(file)
+}
+
+// checkStatic refuses a program that wants a loader or libraries, which the image has not.
+func checkStatic(file string) error {
+	f, err := elf.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is linked dynamically, and the image has nothing to load it with", file)
+		}
 	}
 	return nil
 }

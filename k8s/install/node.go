@@ -56,7 +56,7 @@ func (v values) agent() *appsv1.DaemonSet {
 			mounts = append(mounts, mount)
 		}
 	}
-	alive := corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/clustermesh", "node", "list", "--output=json"}}}
+	alive := corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{Program, "node", "list", "--output=json"}}}
 	return &appsv1.DaemonSet{
 		ObjectMeta: v.meta(AgentName, agentComponent),
 		Spec: appsv1.DaemonSetSpec{
@@ -68,7 +68,7 @@ func (v values) agent() *appsv1.DaemonSet {
 				ObjectMeta: metav1.ObjectMeta{
 					Labels: labels(agentComponent),
 					// The first that "kubectl logs" and "exec" take.
-					Annotations: map[string]string{"kubectl.kubernetes.io/default-container": "agent"},
+					Annotations: map[string]string{"kubectl.kubernetes.io/default-container": AgentContainer},
 				},
 				Spec: corev1.PodSpec{
 					ServiceAccountName: AgentName, HostNetwork: true, HostPID: true, DNSPolicy: corev1.DNSDefault, PriorityClassName: "system-node-critical",
@@ -78,14 +78,14 @@ func (v values) agent() *appsv1.DaemonSet {
 						corev1.LabelOSStable: "linux",
 					},
 					InitContainers: []corev1.Container{{
-						Name: "prepare", Image: v.image, Command: []string{"/clustermesh"},
+						Name: "prepare", Image: v.image, Command: []string{Program},
 						Args: []string{
 							"prepare-node", "--mode=" + v.mode, "--authority=" + authorityDir, "--pki=" + pkiDir, "--cni-bin-dir=" + hostBinDir, "--cni-conf-dir=" + hostConfDir,
 						},
 						VolumeMounts: initMounts,
 					}},
 					Containers: []corev1.Container{{
-						Name: "agent", Image: v.image, Command: []string{"/clustermesh"}, Args: []string{"agent", "--config=" + configDir + "/agent.yaml"},
+						Name: AgentContainer, Image: v.image, Command: []string{Program}, Args: []string{"agent", "--config=" + configDir + "/agent.yaml"},
 						Env: append(v.apiEnv(), fieldEnv("NODE_NAME", "spec.nodeName")),
 						// An agent that waits for the store, as at the first start of a cluster, is alive.
 						StartupProbe:    &corev1.Probe{ProbeHandler: alive, PeriodSeconds: 5, TimeoutSeconds: 5, FailureThreshold: 240},

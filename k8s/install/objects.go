@@ -29,6 +29,13 @@ const (
 	optionsKey  = "options.yaml"
 )
 
+const (
+	// AgentContainer is the agents' in their pods.
+	AgentContainer = "agent"
+	// Program of the image.
+	Program = "/clustermesh"
+)
+
 // Ports of the store's pods, at their nodes' addresses, and so none of those that another etcd on the node has. See also the agent's.
 const (
 	StoreClientPort = 7961
@@ -150,6 +157,9 @@ func labels(component string) map[string]string {
 func selector(component string) map[string]string {
 	return map[string]string{labelName: "causeway", labelComponent: component}
 }
+
+// AgentLabels are those by which agents' pods are found.
+func AgentLabels() map[string]string { return selector(agentComponent) }
 
 func (v values) makeNamespace() *corev1.Namespace {
 	meta := v.clusterMeta(v.namespace, "")

@@ -75,7 +75,7 @@ func (v values) store() *appsv1.StatefulSet {
 						LabelSelector: &metav1.LabelSelector{MatchLabels: selector(storeComponent)}, TopologyKey: corev1.LabelHostname,
 					}}}},
 					Containers: []corev1.Container{{
-						Name: "etcd", Image: v.image, Command: []string{"/clustermesh"},
+						Name: "etcd", Image: v.image, Command: []string{Program},
 						Args: []string{
 							"kvstore", "--name=$(POD_NAME)", "--data-dir=" + storeDataDir + "/data", "--cluster=" + v.clusterName, "--pki=" + pkiDir,
 							// The certificate is for the names and addresses here: members and this cluster's agents know the one, other clusters the other.
