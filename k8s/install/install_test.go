@@ -139,6 +139,7 @@ func TestOnARealAPIServer(t *testing.T) {
 			return err == nil && len(pods.Items) == 3
 		})
 	})
+	t.Run("agents may what they do", func(t *testing.T) { checkRights(t, c, cp.admin, o.Namespace) })
 	t.Run("an upgrade changes what it must, and keeps the authority", func(t *testing.T) {
 		secret := func() string {
 			s, err := c.client.CoreV1().Secrets(o.Namespace).Get(ctx, AuthorityName, metav1.GetOptions{})
