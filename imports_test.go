@@ -56,12 +56,17 @@ var layers = []layer{
 		tests: []string{"tunnel", "tunnel/tun"}},
 	{folder: "k8s", may: []string{"identity", "lb", "clustermesh"}, why: "it is a source: it turns Kubernetes' objects into rows, and says in Kubernetes what became of them",
 		tests: []string{"kvstore", "identity/pki"}}, // A real API server has an etcd, and certificates.
+	{folder: "k8s/install", may: []string{"identity", "identity/pki", "lb", "agent/api", "clustermesh/peering", "k8s"}, why: "it makes Kubernetes' objects, of what agents and stores are told by flags and files",
+		tests: []string{"kvstore"}}, // An API server has an etcd.
+	{folder: "k8s/remote", may: []string{"k8s", "k8s/install"}, why: "it runs commands in pods; what they do is for others"},
 	{folder: "k8s/cni", may: []string{"identity", "agent/api"}, why: "it turns what the CNI specification says into requests to the agent, and its answers back"},
 	{folder: "agent/api", may: []string{"identity", "lb", "lb/l7/state"}, why: "clients of the agent must not link what the agent is made of"},
 	{folder: "agent", may: []string{"..."}, why: "it wires everything together, so nothing else has to"},
 	{folder: "testbed", may: []string{"..."}, why: "it runs agents as a user would; agents don't know of it"},
 	{folder: "testbed/vm", why: "it boots a kernel for a test binary, whatever that tests"},
 	{folder: "testbed/l7bench", why: "it measures proxies as programs, by their commands"},
+	{folder: "deploy/chart", may: []string{"k8s/install"}, why: "it writes down what the installation is made of"},
+	{folder: "deploy/image", why: "it packs a program, whatever that does"},
 	{folder: "cmd/clustermesh", may: []string{"...", "testbed"}, why: "it turns flags into one call of the others"},
 }
 
@@ -74,7 +79,7 @@ var outside = []struct {
 	{"github.com/cilium/ebpf", []string{"datapath"}, "the kernel's maps have one writer, and their layout one home"},
 	{"github.com/vishvananda", []string{"tunnel", "tunnel/tun", "datapath", "testbed"}, "links and namespaces are I/O at the edge"},
 	{"go.etcd.io", []string{"kvstore"}, "the rest sees the Store interface, which has a fake"},
-	{"k8s.io", []string{"k8s"}, "Kubernetes is one source among several, and a large dependency"},
+	{"k8s.io", []string{"k8s", "k8s/install", "k8s/remote"}, "Kubernetes is one source among several, and a large dependency"},
 	{"github.com/containernetworking", []string{"k8s/cni"}, "what runtimes say to plugins has one home"},
 	{"sigs.k8s.io/controller-runtime", nil, "client-go's informers are enough"},
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
@@ -238,7 +243,7 @@ func TestRulesAreKept(t *testing.T) {
 		{"datapath/x.go", `import "causeway/tunnel"`, "datapath may import"},
 		{"agent/x.go", `import "causeway/testbed"`, "agent may import"},
 		{"agent/x_test.go", `import "github.com/cilium/ebpf/link"`, "one writer"},
-		{"agent/x.go", `import "k8s.io/client-go/informers"`, "is for k8s alone"},
+		{"agent/x.go", `import "k8s.io/client-go/informers"`, "is for k8s, k8s/install, k8s/remote alone"},
 		{"identity/x.go", `import etcd "go.etcd.io/etcd/client/v3"`, "is for kvstore alone"},
 		{"util/x.go", ``, "no rule says"},
 		{"util/x.go", ``, "name the folder after"},

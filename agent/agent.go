@@ -76,6 +76,8 @@ type agent struct {
 	view            *peerView
 	certs           *certs
 	clock           clock
+	// resolver knows the names of the store's pods; nil if the store is none of Kubernetes'.
+	resolver *net.Resolver
 	// life is gossip, echo what it asks the data path with, signingKey what it signs with.
 	life       *life
 	echo       *datapath.Echo
@@ -285,8 +287,11 @@ func (a *agent) underlay() (mtu podMTUs, index int, err error) {
 // dial opens the own store, which need not answer now.
 func (a *agent) dial(ctx context.Context) error {
 	k, name := a.cfg.KVStore, a.cfg.Cluster.Name
+	if err := a.setupResolver(); err != nil {
+		return err
+	}
 	store, err := kvstore.Dial(ctx, kvstore.Config{
-		Endpoints: k.Endpoints, CAFile: k.CAFile, CertFile: k.CertFile, KeyFile: k.KeyFile, Log: a.log.With("store", name),
+		Endpoints: k.Endpoints, CAFile: k.CAFile, CertFile: k.CertFile, KeyFile: k.KeyFile, Log: a.log.With("store", name), Dial: a.storeDialer(),
 	})
 	if err != nil {
 		return fmt.Errorf("store of cluster %s: %w", name, err)

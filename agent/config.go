@@ -51,7 +51,7 @@ type ClusterConfig struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 }
 
-// NodeConfig is this node's own.
+// NodeConfig is this node's own. With [KubernetesConfig] what is missing is asked for: the name of the environment's NODE_NAME, the others of the Node of that name.
 type NodeConfig struct {
 	Name string `json:"name"`
 	// Address on the underlay, where the other nodes send their tunnel packets.

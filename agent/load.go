@@ -30,6 +30,9 @@ func LoadConfig(path string) (Config, error) {
 		return cfg, fmt.Errorf("%s: %w", path, err)
 	}
 	cfg.setDefaults()
+	if err := cfg.fillFromNode(); err != nil {
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
 	if err := cfg.check(); err != nil {
 		return cfg, fmt.Errorf("%s: %w", path, err)
 	}

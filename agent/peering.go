@@ -31,7 +31,7 @@ func (a *agent) setupPeering() error {
 	a.peeringListener = listener
 	a.peering = peering.New(peering.Config{
 		Self: a.node.NodeName(), Mesh: c.Gossip.Mesh, Cluster: c.info, Store: a.own().store,
-		StoreEndpoints: c.Peering.StoreEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
+		StoreEndpoints: c.Peering.StoreEndpoints, Resolve: a.resolveEndpoints, Address: address, Endpoints: a.peeringEndpoints, Known: a.peeringEndpointsOf,
 		Administer: a.administer, Requires: c.requires(),
 		Ring:      a.life.gossip.Ring,
 		Adopt:     func(ctx context.Context, keys [][]byte) error { return a.life.gossip.AdoptRing(ctx, keys) },
@@ -123,7 +123,7 @@ func (a *agent) administer(ctx context.Context, authority *pki.Authority) (peeri
 	if err != nil {
 		return nil, err
 	}
-	root.Log = a.log
+	root.Log, root.Dial = a.log, a.storeDialer()
 	access, err := kvstore.OpenAccess(ctx, root)
 	if err != nil {
 		return nil, fmt.Errorf("the own store's users: %w", err)

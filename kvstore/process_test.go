@@ -36,6 +36,7 @@ func serverMain(config string) int {
 	}
 	cfg := ServerConfig{
 		DataDir: p.DataDir, ListenClient: p.ListenClient, CAFile: p.CAFile, CertFile: p.CertFile, KeyFile: p.KeyFile,
+		Name: p.Name, Members: p.Members, ListenHealth: p.ListenHealth,
 		UnsafeNoFsync: true, LogLevel: "error",
 		Limited: func(user string) bool { return strings.HasPrefix(user, "peer-") },
 	}
@@ -52,6 +53,8 @@ func serverMain(config string) int {
 // processConfig is the part of a ServerConfig that tests set.
 type processConfig struct {
 	DataDir, ListenClient, CAFile, CertFile, KeyFile string
+	Name, ListenHealth                               string
+	Members                                          MembersConfig
 }
 
 // process is an etcd server in a process of its own.
@@ -60,6 +63,7 @@ type process struct {
 	client Config
 	ca     *testCA
 	cmd    *exec.Cmd
+	stdout *bufio.Reader
 }
 
 // startProcess starts a server with a new data directory on a free port.
@@ -78,6 +82,13 @@ func startProcess(t testing.TB) *process {
 // start returns once the server is ready.
 func (p *process) start(t testing.TB) {
 	t.Helper()
+	p.begin(t)
+	p.waitReady(t)
+}
+
+// begin does not wait: members get ready together.
+func (p *process) begin(t testing.TB) {
+	t.Helper()
 	config, err := json.Marshal(p.config)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +104,12 @@ func (p *process) start(t testing.TB) {
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); strings.TrimSpace(line) != "ready" {
+	p.stdout = bufio.NewReader(stdout)
+}
+
+func (p *process) waitReady(t testing.TB) {
+	t.Helper()
+	if line, err := p.stdout.ReadString('\n'); strings.TrimSpace(line) != "ready" {
 		p.kill()
 		t.Fatalf("server did not start: %q, %v", line, err)
 	}

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// ServerConfig of the embedded etcd server: one member, for test-beds, demos and small clusters.
+// ServerConfig of the embedded etcd server: the only member, for test-beds, demos and small clusters, or one of several.
 type ServerConfig struct {
 	// Name of the member, "kvstore" if empty.
 	Name string
@@ -34,6 +34,10 @@ type ServerConfig struct {
 	// CAFile, CertFile and KeyFile are PEM files: the authority whose certificates clients must show,
 	// and the server's own certificate and key, which are read again for every connection.
 	CAFile, CertFile, KeyFile string
+	// Members are all that there are; zero if this is the only one.
+	Members MembersConfig
+	// ListenHealth is the "host:port" where GET /livez and /readyz are answered, and /metrics, by HTTP and to everybody: on the loopback. Default: none.
+	ListenHealth string
 	// UnsafeNoFsync leaves writing to disk to the operating system. The data survives
 	// the death of the process, kill -9 included, but not that of the machine or a power cut.
 	UnsafeNoFsync bool
@@ -82,12 +86,26 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	}
 	defer server.Close()
 	defer streams.end()
-	started := time.NewTimer(startTimeout)
+	timeout := startTimeout
+	if cfg.Members.several() {
+		timeout = membersStartTimeout
+		ctx, stop := context.WithCancel(ctx)
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			streams.watchRights(ctx, server.Server.AuthStore().Revision, cfg.Limited)
+		}()
+		defer func() { stop(); <-watched }()
+	}
+	started := time.NewTimer(timeout)
 	defer started.Stop()
 	select {
 	case <-server.Server.ReadyNotify():
 	case <-started.C:
-		return fmt.Errorf("kvstore: etcd did not get ready within %s: see its log, and try an empty --data-dir instead of %s", startTimeout, cfg.DataDir)
+		if cfg.Members.several() {
+			return fmt.Errorf("kvstore: etcd did not get ready within %s: more than half of its members have to be reached, see its log", timeout)
+		}
+		return fmt.Errorf("kvstore: etcd did not get ready within %s: see its log, and try an empty --data-dir instead of %s", timeout, cfg.DataDir)
 	case err := <-server.Err():
 		return cfg.explain(err)
 	case <-ctx.Done():
@@ -128,6 +146,14 @@ func (c *ServerConfig) complete() error {
 	}
 	if _, _, err := net.SplitHostPort(c.ListenClient); err != nil {
 		return fmt.Errorf("kvstore: listen address %q: %w: give --listen-client host:port", c.ListenClient, err)
+	}
+	if err := c.Members.check(c.Name); err != nil {
+		return err
+	}
+	if c.ListenHealth != "" {
+		if _, _, err := net.SplitHostPort(c.ListenHealth); err != nil {
+			return fmt.Errorf("kvstore: listen address for health %q: %w: give --listen-health host:port", c.ListenHealth, err)
+		}
 	}
 	// The files are what a client needs too, so check them in the same way.
 	client := Config{Endpoints: []string{c.ListenClient}, CAFile: c.CAFile, CertFile: c.CertFile, KeyFile: c.KeyFile}
@@ -216,6 +242,14 @@ func (c *ServerConfig) embed() (*embed.Config, error) {
 	ec.InitialClusterToken = rand.Text()
 
 	ec.TickMs, ec.ElectionMs = tickMs, electionMs
+	if c.Members.several() {
+		if err := c.Members.embed(ec, c.CertFile, c.KeyFile, c.CAFile); err != nil {
+			return nil, err
+		}
+	}
+	if c.ListenHealth != "" {
+		ec.ListenMetricsUrls = []url.URL{{Scheme: "http", Host: c.ListenHealth}}
+	}
 	ec.UnsafeNoFsync = c.UnsafeNoFsync
 	ec.AutoCompactionMode = embed.CompactorModePeriodic
 	ec.AutoCompactionRetention = c.AutoCompaction.String()

@@ -36,6 +36,9 @@ func (s *openStream) Context() context.Context { return s.ctx }
 // errRevoked is what a client is told whose stream was ended.
 var errRevoked = status.Error(codes.PermissionDenied, "etcdserver: permission denied: the rights of the certificate's user have changed")
 
+// errRightsChanged is what a client is told that may still have its rights: it comes again, and is let in or not.
+var errRightsChanged = status.Error(codes.Unavailable, "etcdserver: rights of users have changed at another member: try again")
+
 func newStreams() *streams {
 	ctx, end := context.WithCancel(context.Background())
 	return &streams{ctx: ctx, end: end, byUser: make(map[string]map[*openStream]bool)}
@@ -51,8 +54,8 @@ func (s *streams) stream(srv any, stream grpc.ServerStream, _ *grpc.StreamServer
 	s.add(user, open)
 	defer s.remove(user, open)
 	err := handler(srv, open)
-	if context.Cause(ctx) == errRevoked {
-		return errRevoked
+	if cause := context.Cause(ctx); cause == errRevoked || cause == errRightsChanged {
+		return cause
 	}
 	return err
 }
@@ -62,7 +65,7 @@ func (s *streams) call(ctx context.Context, req any, _ *grpc.UnaryServerInfo, ha
 	users, all := s.losers(req)
 	resp, err := handler(ctx, req)
 	if err == nil {
-		s.revoke(users, all)
+		s.revoke(users, all, errRevoked)
 	}
 	return resp, err
 }
@@ -101,7 +104,8 @@ func (s *streams) setHolders(holders func(role string) []string) {
 	s.holders = holders
 }
 
-func (s *streams) revoke(users []string, all bool) {
+// revoke ends the streams of these users, or of all, who are told why.
+func (s *streams) revoke(users []string, all bool, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if all {
@@ -112,7 +116,7 @@ func (s *streams) revoke(users []string, all bool) {
 	}
 	for _, user := range users {
 		for open := range s.byUser[user] {
-			open.cut(errRevoked)
+			open.cut(why)
 		}
 	}
 }

@@ -84,9 +84,15 @@ func (s *Service) side(ctx context.Context) (side, error) {
 	if ring.At == 0 {
 		return side{}, errNoRing
 	}
+	store := s.StoreEndpoints
+	if s.Resolve != nil {
+		if store, err = s.Resolve(ctx, store); err != nil {
+			return side{}, err
+		}
+	}
 	me := side{
 		protocol: Protocol, mesh: s.Mesh, info: s.Cluster(), authority: authority.Fingerprint(), pem: authority.CertPEM(),
-		store: s.StoreEndpoints[:min(len(s.StoreEndpoints), maxEndpoints)], endpoints: s.ownEndpoints(), ring: ringOf(ring), requires: s.Requires,
+		store: store[:min(len(store), maxEndpoints)], endpoints: s.ownEndpoints(), ring: ringOf(ring), requires: s.Requires,
 	}
 	entries, err := s.Store.List(ctx, PeersPrefix)
 	if err != nil {

@@ -168,8 +168,10 @@ type Config struct {
 	// StoreEndpoints are those that peers reach the own store at, Address is where this node serves the API, and Endpoints lists where live
 	// nodes of the cluster do, this one first.
 	StoreEndpoints []string
-	Address        netip.AddrPort
-	Endpoints      func() []string
+	// Resolve, if not nil, turns StoreEndpoints into those that hold in other clusters, when they are told: names may mean something in this one only.
+	Resolve   func(ctx context.Context, endpoints []string) ([]string, error)
+	Address   netip.AddrPort
+	Endpoints func() []string
 	// Known lists other addresses (host:port) where a peer's API may be served: those of its nodes that the store has named.
 	Known func(cluster string) []string
 	// Administer connects to the own store as root, with a certificate of the authority.

@@ -46,7 +46,7 @@ One at a peer that has expired all the same takes a new token of that peer.
 	}
 	sub.Short += " (what certs alone does)"
 	cmd.Example += "\n  clustermesh certs rotate"
-	cmd.AddCommand(sub, newCertsRotateCommand(e), newCertsIssueCommand(e))
+	cmd.AddCommand(sub, newCertsRotateCommand(e), newCertsIssueCommand(e), newCertsAuthorityCommand(e))
 	return cmd
 }
 

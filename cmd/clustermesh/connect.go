@@ -22,6 +22,7 @@ const maxToken = 64 << 10
 func newConnectCommand(e *env) *cobra.Command {
 	req := api.ConnectRequest{}
 	var timeout time.Duration
+	var kube kubeConnect
 	f := formatTable
 	cmd := &cobra.Command{
 		Use:   "connect [TOKEN]",
@@ -32,6 +33,9 @@ pods' side and back, both ways. If that does not come about, what was begun is t
 cannot be joined, the others stay connected, and the error names it.
 
 A connection of which a certificate has expired is replaced; any other has to be disconnected first.
+
+With --context and --to, which name contexts of a kubeconfig, both are done in one: a token is made by an agent of the cluster --to and used by one of --context, through
+both API servers. It is in no argument, and nothing shows it.
 
 The token is read from standard input if it is "-", or if there is none and standard input is no terminal. Other users of this
 machine don't see it in the list of processes then.
@@ -45,12 +49,16 @@ Exit codes:
   clustermesh connect <token                                                              made by "clustermesh token create"
   clustermesh token create --node east/node1 | clustermesh connect --node west/node1
   ssh west1 clustermesh token create | clustermesh connect - --isolated
+  clustermesh connect --context east --to west                                            clusters of Kubernetes
   clustermesh connect - -o json | jq .check                                               each event, when it happens`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if timeout <= 0 {
 				return usageError("--timeout %s: it takes a few seconds, such as 60s", timeout)
+			}
+			if kube.wanted() {
+				return e.connectContexts(cmd, kube, args, req.Isolated, timeout, f)
 			}
 			c, err := e.client(cmd)
 			if err != nil {
@@ -64,6 +72,7 @@ Exit codes:
 		},
 	}
 	outputFlag(cmd, &f)
+	kube.add(cmd)
 	cmd.Flags().BoolVar(&req.Isolated, "isolated", false, "join that cluster only, not its peers")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "give up after this, and take back what was begun")
 	return cmd

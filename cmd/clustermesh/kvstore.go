@@ -3,12 +3,15 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"causeway/clustermesh/peering"
 	"causeway/identity/pki"
+	"causeway/k8s"
 	"causeway/kvstore"
 
 	"github.com/spf13/cobra"
@@ -18,11 +21,12 @@ import (
 func newKVStoreCommand() *cobra.Command {
 	var cfg kvstore.ServerConfig
 	var certs storeCerts
+	var members, podsOf string
 	cmd := &cobra.Command{
 		Use:   "kvstore",
-		Short: "Run a cluster's store: an etcd server of one member",
-		Long: `Run a cluster's store: an etcd server of one member, for test-beds, demos and small clusters.
-Larger ones bring their own etcd, which "clustermesh kvstore init" makes ready.
+		Short: "Run a cluster's store: an etcd server",
+		Long: `Run a cluster's store: an etcd server, the only one for test-beds, demos and small clusters, or with --initial-cluster one of several, as
+"clustermesh install" runs them. Who has an etcd may bring it, and "clustermesh kvstore init" makes it ready.
 
 Clients are served over TLS only, and must show a certificate of the cluster's authority. With --pki the
 first start makes the authority and all certificates in a directory:
@@ -44,6 +48,10 @@ store to go on with what they know, and find it again when it is back.`,
   clustermesh kvstore --data-dir /var/lib/causeway/kvstore --listen-client 172.29.1.2:2379 \
       --ca ca.crt --cert kvstore.crt --key kvstore.key
 
+  # The first of three members; ca.crt and ca.key are in the directory of each
+  clustermesh kvstore --data-dir /var/lib/causeway/kvstore --listen-client 172.29.1.2:2379 --pki /etc/causeway/pki --cluster east \
+      --name a --listen-peer 172.29.1.2:2380 --initial-cluster a=172.29.1.2:2380,b=172.29.1.3:2380,c=172.29.1.4:2380 --initial-cluster-token east-1
+
   # A throw-away one, as fast as memory
   clustermesh kvstore --data-dir /tmp/kvstore --listen-client 127.0.0.1:2379 \
       --pki /tmp/pki --cluster east --unsafe-no-fsync
@@ -58,6 +66,20 @@ store to go on with what they know, and find it again when it is back.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			cfg.LogOutput = cmd.ErrOrStderr()
+			for _, address := range []*string{&cfg.ListenClient, &cfg.Members.ListenPeer} {
+				*address = withBrackets(*address)
+			}
+			if podsOf != "" {
+				if err := resolvePodsOf(podsOf); err != nil {
+					return err
+				}
+			}
+			if members != "" {
+				var err error
+				if cfg.Members.Initial, err = kvstore.ParseMembers(members); err != nil {
+					return usageError("--initial-cluster: %v", err)
+				}
+			}
 			cfg.Limited = func(user string) bool { _, peer := pki.ClusterOf(user); return peer }
 			ready := func(addr net.Addr) {
 				fmt.Fprintf(cmd.OutOrStdout(), "kvstore: ready, serving %s from %s\n", addr, cfg.DataDir)
@@ -76,10 +98,16 @@ store to go on with what they know, and find it again when it is back.`,
 	flags.StringVar(&cfg.AdvertiseClient, "advertise-client", "", "`host:port` that clients are told of (default: that of --listen-client)")
 	flags.StringVar(&certs.dir, "pki", "", "`directory` of the certificates, which are made there and renewed; instead of --ca, --cert and --key")
 	flags.StringVar(&certs.cluster, "cluster", "", "`name` of the cluster, for --pki")
+	flags.StringSliceVar(&certs.hosts, "hosts", nil, "`names` or addresses that clients and members reach it at, besides those that are listened at and advertised, for --pki")
+	flags.StringVar(&cfg.Members.ListenPeer, "listen-peer", "", "`host:port` to serve the other members at")
+	flags.StringVar(&members, "initial-cluster", "", "all members, this one too: `NAME=host:port,…`; it counts for a new data directory only")
+	flags.StringVar(&cfg.Members.Token, "initial-cluster-token", "", "a `text` that these members share with no others; it counts for a new data directory only")
+	flags.StringVar(&podsOf, "resolve-pods-of", "", "`SERVICE.NAMESPACE`: in a pod, ask the API server for names of that Service's pods, which members have, as cluster DNS may need the network first")
+	flags.StringVar(&cfg.ListenHealth, "listen-health", "", "`host:port` to answer GET /livez, /readyz and /metrics at, to everybody: on the loopback (default: none)")
 	flags.StringVar(&cfg.CAFile, "ca", "", "PEM `file` of the authority whose certificates clients must show")
 	flags.StringVar(&cfg.CertFile, "cert", "", "PEM `file` of the server's certificate, for the host of --listen-client")
 	flags.StringVar(&cfg.KeyFile, "key", "", "PEM `file` of the key of --cert")
-	flags.StringVar(&cfg.Name, "name", "kvstore", "name of the member")
+	flags.StringVar(&cfg.Name, "name", "kvstore", "name of the member, one of --initial-cluster's")
 	flags.StringVar(&cfg.LogLevel, "log-level", "warn", "level of etcd's log on stderr: debug, info, warn or error")
 	flags.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false,
 		"don't wait for the disk: much faster writes, which survive the death of the process\n"+
@@ -91,6 +119,34 @@ store to go on with what they know, and find it again when it is back.`,
 	cmd.MarkFlagsOneRequired("pki", "ca")
 	cmd.AddCommand(newKVStoreInitCommand())
 	return cmd
+}
+
+// withBrackets writes an IPv6 address before a port as it has to be: a pod knows its own without.
+func withBrackets(address string) string {
+	if end := strings.LastIndexByte(address, ':'); end >= 0 {
+		if host, err := netip.ParseAddr(address[:end]); err == nil && host.Is6() {
+			return net.JoinHostPort(host.String(), address[end+1:])
+		}
+	}
+	return address
+}
+
+// resolvePodsOf has the whole process find the pods of a headless Service: etcd takes no resolver of its own.
+func resolvePodsOf(of string) error {
+	service, namespace, ok := strings.Cut(of, ".")
+	if !ok {
+		return usageError("--resolve-pods-of %q: want SERVICE.NAMESPACE", of)
+	}
+	rest, err := k8s.RESTConfig("", "", true)
+	if err != nil {
+		return err
+	}
+	resolver, err := k8s.PodResolver(rest, service, namespace)
+	if err != nil {
+		return err
+	}
+	net.DefaultResolver = resolver
+	return nil
 }
 
 // newKVStoreInitCommand returns "clustermesh kvstore init", which makes an etcd ready that somebody else runs.

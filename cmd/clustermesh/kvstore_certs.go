@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"causeway/clustermesh/peering"
@@ -21,14 +22,15 @@ const certsInterval = time.Hour
 // storeCerts is a directory of a cluster's certificates that its store keeps.
 type storeCerts struct {
 	dir, cluster string
+	hosts        []string // besides those of the addresses
 	now          func() time.Time
 	log          io.Writer
 }
 
 // serve runs a store with the certificates, until ctx ends or one of both fails. It calls ready once the store has its users and the authority.
 func (c *storeCerts) serve(ctx context.Context, cfg kvstore.ServerConfig, ready func(net.Addr)) error {
-	var hosts []string
-	for _, address := range []string{cfg.ListenClient, cfg.AdvertiseClient} {
+	hosts := slices.Clone(c.hosts)
+	for _, address := range []string{cfg.ListenClient, cfg.AdvertiseClient, cfg.Members.Initial[cfg.Name]} {
 		if host, _, err := net.SplitHostPort(address); err == nil {
 			hosts = append(hosts, host)
 		} else if address != "" {

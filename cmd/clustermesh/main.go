@@ -144,7 +144,8 @@ and a service can have its backends in all of them.`,
 	addGroup(root, "ask", "Ask and change a node:",
 		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newEncryptionCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newL7Command(e), newBPFCommand(e), newMetricsCommand(e))
-	addGroup(root, "run", "Run on a node:", newAgentCommand(), newProxyCommand(), newKVStoreCommand())
+	addGroup(root, "install", "Kubernetes:", newInstallCommand(e), newUpgradeCommand(e), newUninstallCommand(e))
+	addGroup(root, "run", "Run on a node:", newAgentCommand(), newProxyCommand(), newKVStoreCommand(), newPrepareNodeCommand(e))
 	root.AddCommand(newVersionCommand(e), newWireGuardCommand(e), newCNICommand())
 	markStart(root, started)
 	return root, started

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -205,4 +206,22 @@ func (f files) mustBeThere(dir string) error {
 		return fmt.Errorf("%s and %s: %w", f.cert, f.key, err)
 	}
 	return nil
+}
+
+// EnsureAgent makes what an agent needs in a directory: the authority's certificate, and one of the cluster's agents with its key. It renews that if it is due, or
+// another authority's.
+func EnsureAgent(dir string, authority *Authority, now time.Time) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("pki: %w", err)
+	}
+	ca := filesOf(dir, FileAuthority).cert
+	if has, err := os.ReadFile(ca); err != nil || !bytes.Equal(has, authority.CertPEM()) {
+		if err := writeNew(ca, authority.CertPEM(), 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(ca+newSuffix, ca); err != nil {
+			return fmt.Errorf("pki: %w", err)
+		}
+	}
+	return filesOf(dir, FileAgent).ensure(authority, Request{User: UserAgent}, now)
 }

@@ -193,3 +193,32 @@ func TestWriteFilesRefusesWhatDoesNotFit(t *testing.T) {
 		t.Error("the key was replaced")
 	}
 }
+
+func TestEnsureAgent(t *testing.T) {
+	d := newDirectory(t)
+	a := newTestAuthority(t)
+	ensure := func(a *Authority, at time.Time) []byte {
+		t.Helper()
+		if err := EnsureAgent(d.path, a, at); err != nil {
+			t.Fatal(err)
+		}
+		return d.pair(FileAgent).Cert
+	}
+	first := ensure(a, start)
+	if cert := must(ParseCert(first))(t); cert.Subject.CommonName != UserAgent || cert.CheckSignatureFrom(a.Cert) != nil || !bytes.Equal(d.read("ca.crt"), a.CertPEM()) {
+		t.Errorf("the certificate is %q's", cert.Subject)
+	}
+	if !bytes.Equal(first, ensure(a, start.Add(24*time.Hour))) {
+		t.Error("renewed what is good for long")
+	}
+	if bytes.Equal(first, ensure(a, start.Add(89*24*time.Hour))) {
+		t.Error("not renewed what is due")
+	}
+	other := newTestAuthority(t)
+	if cert := must(ParseCert(ensure(other, start)))(t); cert.CheckSignatureFrom(other.Cert) != nil || !bytes.Equal(d.read("ca.crt"), other.CertPEM()) {
+		t.Error("kept what another authority has signed")
+	}
+	if entries := must(os.ReadDir(d.path))(t); len(entries) != 3 {
+		t.Errorf("files: %v", entries)
+	}
+}
