@@ -54,7 +54,8 @@ var layers = []layer{
 	{folder: "tunnel/tun", why: "it is a device: what it carries for whom is for others"},
 	{folder: "datapath", may: []string{"identity", "lb"}, why: "it only reads rows: it must not care which channel brought them",
 		tests: []string{"tunnel", "tunnel/tun"}},
-	{folder: "k8s", may: []string{"identity", "lb", "clustermesh"}, why: "it is a source: it turns Kubernetes' objects into rows, and says in Kubernetes what became of them"},
+	{folder: "k8s", may: []string{"identity", "lb", "clustermesh"}, why: "it is a source: it turns Kubernetes' objects into rows, and says in Kubernetes what became of them",
+		tests: []string{"kvstore", "identity/pki"}}, // A real API server has an etcd, and certificates.
 	{folder: "k8s/cni", may: []string{"identity", "agent/api"}, why: "it turns what the CNI specification says into requests to the agent, and its answers back"},
 	{folder: "agent/api", may: []string{"identity", "lb", "lb/l7/state"}, why: "clients of the agent must not link what the agent is made of"},
 	{folder: "agent", may: []string{"..."}, why: "it wires everything together, so nothing else has to"},
@@ -74,6 +75,7 @@ var outside = []struct {
 	{"github.com/vishvananda", []string{"tunnel", "tunnel/tun", "datapath", "testbed"}, "links and namespaces are I/O at the edge"},
 	{"go.etcd.io", []string{"kvstore"}, "the rest sees the Store interface, which has a fake"},
 	{"k8s.io", []string{"k8s"}, "Kubernetes is one source among several, and a large dependency"},
+	{"github.com/containernetworking", []string{"k8s/cni"}, "what runtimes say to plugins has one home"},
 	{"sigs.k8s.io/controller-runtime", nil, "client-go's informers are enough"},
 	{"github.com/hashicorp/memberlist", []string{"clustermesh/gossip", "clustermesh/gossip/sim"}, "gossip is one channel among several"},
 	{"golang.zx2c4.com/wireguard", []string{"tunnel", "tunnel/tun"}, "encryption is part of the tunnel"},
@@ -84,8 +86,9 @@ var outside = []struct {
 
 // outsideForTests are folders whose tests alone may import such a module besides.
 var outsideForTests = map[string][]string{
-	"google.golang.org/grpc":     {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
-	"golang.zx2c4.com/wireguard": {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
+	"github.com/containernetworking": {"agent"},                                        // A runtime is what the plugin stands before, and an agent behind it.
+	"google.golang.org/grpc":         {"lb/l7/observe", "lb/l7/health", "lb/l7/http2"}, // A collector of traces is what a proxy's are sent to; gRPC's own servers and clients are what it stands between.
+	"golang.zx2c4.com/wireguard":     {"datapath"},                                     // A bare tunnel is what the data path is measured beside.
 }
 
 // hiding are names of folders that say nothing of what is in them.

@@ -25,6 +25,7 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
+	"causeway/k8s"
 	"causeway/kvstore"
 	"causeway/lb"
 	"causeway/tunnel"
@@ -65,6 +66,8 @@ type agent struct {
 	pods     *endpoints
 	balancer *balance
 	node     identity.Node
+	// kubernetes is where this cluster's services come from; nil if they are declared by the local API.
+	kubernetes *k8s.Source
 	// peering serves the API between clusters, and joins and leaves them.
 	peering         *peering.Service
 	peeringListener net.Listener
@@ -91,7 +94,7 @@ type agent struct {
 
 // Run is the agent, until ctx ends. What it has put into the kernel stays and goes on forwarding.
 //
-// Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, the
+// Read it as the wiring. Sources write tables: the local API through endpoints (pods) and services, or Kubernetes in its place, the
 // followers (this cluster's store and, as the records of peers have it, each peer's), gossip (who is alive, and news to the followers), local (what this
 // node owns), balance (what it translates). Reconcilers
 // read tables and make one target agree each: BPF maps, routes, the store.
@@ -146,6 +149,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := a.setupSources(); err != nil {
 		return err
 	}
+	if err := a.setupKubernetes(); err != nil {
+		return err
+	}
 	if err := a.setupGossip(); err != nil {
 		return err
 	}
@@ -165,8 +171,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	a.reconcile(ctx, tasks)
 	a.followOwn(ctx, tasks)
+	a.followKubernetes(ctx, tasks)
 	tasks.Go(func() error { return a.watchClusterID(ctx) })
 	tasks.Go(func() error { return a.local.Run(ctx) })
+	tasks.Go(func() error { return a.pods.Run(ctx) })
 	tasks.Go(func() error { return a.balancer.Run(ctx) })
 	tasks.Go(func() error { return a.tunnels.Run(ctx) })
 	tasks.Go(func() error { return a.proxies.Run(ctx) })
@@ -306,7 +314,9 @@ func (a *agent) setupSources() (err error) {
 		Version: identity.Version{Incarnation: incarnation, Sequence: 1},
 	}
 	a.claims = clustermesh.NewClaims(a.cfg.info())
-	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Log: a.log})
+	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{
+		Tables: a.tables, Node: a.node, Cluster: a.cfg.info(), Kubernetes: a.cfg.Kubernetes.Enabled(), Log: a.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -384,12 +394,13 @@ func (a *agent) api() *server {
 		tables: &view{
 			cfg: a.cfg, started: time.Now(), tables: a.tables, refusals: a.refusals, channels: a.channels,
 			datapath: a.datapath, device: tunnel.DefaultName, mtu: a.device.MTU, more: a.problems, life: a.life, peers: a.view, enc: a.enc, l7: l7,
+			kubernetes: a.kubernetes,
 		},
 		agent:     a,
 		life:      a.life,
 		feed:      a.l7Feed(time.Now()),
 		endpoints: a.pods,
-		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals},
+		services:  &services{tables: a.tables, store: a.own().store, cluster: a.cfg.Cluster, guard: newGuard(a.cfg, a.tables, a.claims, a.channels.storeAt), refusals: a.refusals, kubernetes: a.kubernetes != nil},
 	}
 }
 

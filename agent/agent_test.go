@@ -20,12 +20,16 @@ import (
 
 	"causeway/clustermesh"
 	"causeway/identity"
+	"causeway/k8s/cni"
 	"causeway/kvstore"
 	"causeway/lb"
 )
 
-// The test's own binary is the proxy that tests of its supervision start.
+// The test's own binary is the proxy that tests of its supervision start, and the plugin that a container runtime does.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == cni.Name {
+		os.Exit(runTestPlugin())
+	}
 	if version := os.Getenv(beProxy); version != "" {
 		if err := runTestProxy(version); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -264,12 +264,17 @@ func TestStatusSaysWhichAddressHasNoBackendOfItsFamily(t *testing.T) {
 	tables := newTables(t)
 	startBalance(t, tables, nil)
 	put(t, tables, tables.Services,
-		shop("east", 1, "100.64.64.2", func(s *lb.Service) { s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00:1::2")) }),
+		shop("east", 1, "100.64.64.2", func(s *lb.Service) {
+			s.ClusterIPs, s.ExternalIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00:1::2")), []netip.Addr{netip.MustParseAddr("2001:db8::7")}
+		}),
 		shop("west", 2, "100.64.128.2", func(s *lb.Service) { s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00:2::2")) }))
 	put(t, tables, tables.Backends, backend("west", 2, "10.2.1.5"), backend("west", 2, "10.2.1.6"))
 	until(t, tables, tables.Targets, "the backends are there", func(txn statedb.ReadTxn) bool { return strings.Contains(keys(txn, tables.Targets), "10.2.1.6") })
-	const want = "service default/shop: connections to [fd00:1::2]:80/TCP are refused, since none of its 2 backends has an IPv6 address"
-	if problems := oneFamily(tables.DB.ReadTxn(), tables, "east"); len(problems) != 1 || problems[0] != want {
+	want := []string{ // each address once, though an external one is two frontends
+		"service default/shop: connections to [2001:db8::7]:80/TCP are refused, since none of its 2 backends has an IPv6 address",
+		"service default/shop: connections to [fd00:1::2]:80/TCP are refused, since none of its 2 backends has an IPv6 address",
+	}
+	if problems := oneFamily(tables.DB.ReadTxn(), tables, "east"); !slices.Equal(problems, want) {
 		t.Errorf("problems are %q, want %q", problems, want)
 	}
 	put(t, tables, tables.Backends, backend("east", 1, "fd00:10:0:1::5"))

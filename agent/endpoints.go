@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 
 	"causeway/agent/api"
 	"causeway/clustermesh"
+	"causeway/datapath"
 	"causeway/identity"
 	"causeway/lb"
 )
@@ -41,11 +43,17 @@ type endpoints struct {
 	// tunnels: addresses of the first pod range are ends of encrypted tunnels.
 	tunnels bool
 	links   podLinks
+	// source knows the pods of Kubernetes; nil: the node is in no Kubernetes cluster.
+	source podSource
 
 	mu sync.Mutex
 	// byID are the endpoints that exist, pools have their addresses.
 	byID  map[string]identity.Endpoint
 	pools addressPools
+	// relabelled are the labels that endpoints, by their IDs, have now and have no identity for yet, with what has failed so far.
+	relabelled map[string]relabelling
+	// relabel gets a token when there are more of them.
+	relabel chan struct{}
 }
 
 func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Config, mtu int, log *slog.Logger) *endpoints {
@@ -53,7 +61,8 @@ func newEndpoints(tables *clustermesh.Tables, alloc *identity.Allocator, cfg Con
 		tables: tables, identity: alloc, mtu: mtu, cluster: cfg.Cluster.Name, id: cfg.Cluster.ID, log: log,
 		file: filepath.Join(cfg.StateDir, "endpoints.json"),
 		byID: map[string]identity.Endpoint{}, pools: newAddressPools(cfg.Node.PodCIDRs), links: kernelLinks{},
-		tunnels: cfg.Encryption.Mode != identity.EncryptOff,
+		tunnels:    cfg.Encryption.Mode != identity.EncryptOff,
+		relabelled: map[string]relabelling{}, relabel: make(chan struct{}, 1),
 	}
 }
 
@@ -68,9 +77,17 @@ func (e *endpoints) Add(ctx context.Context, req api.EndpointRequest) (identity.
 	if err != nil {
 		return ep, err
 	}
+	if ep.Sandbox != "" {
+		return e.addSandbox(ctx, ep)
+	}
 	if old, ok := e.get(ep.ID()); ok {
 		return ep, conflict("endpoint %s exists already, with address %s", ep.ID(), listed(old.Addresses()))
 	}
+	return e.add(ctx, ep)
+}
+
+// add connects an endpoint whose labels are known.
+func (e *endpoints) add(ctx context.Context, ep identity.Endpoint) (_ identity.Endpoint, err error) {
 	ep.Identity, err = e.allocate(ctx, ep.Labels)
 	if err != nil {
 		return ep, err
@@ -94,9 +111,9 @@ func (e *endpoints) undo(ctx context.Context, ep identity.Endpoint) error {
 		e.mu.Unlock()
 		return nil
 	}
-	err := e.disconnect(ep)
+	err := e.disconnect(now)
 	e.mu.Unlock()
-	e.release(ctx, ep.Labels)
+	e.release(ctx, now.Labels)
 	return err
 }
 
@@ -144,8 +161,8 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 		return ep, err
 	}
 	ep.MTU, ep.HostLink, ep.Created = e.mtu, hostLink(ep.ID()), time.Now()
-	if _, err := os.Stat(ep.NetNS); errors.Is(err, fs.ErrNotExist) {
-		return ep, invalid("netns %s does not exist; is the pod gone already?", ep.NetNS)
+	if err := checkNetNS(ep.NetNS); err != nil {
+		return ep, err
 	}
 	link, err := e.links.Create(ep)
 	if err != nil {
@@ -159,6 +176,13 @@ func (e *endpoints) connect(ep identity.Endpoint) (identity.Endpoint, error) {
 		return ep, errors.Join(err, e.links.Delete(ep.HostLink))
 	}
 	return ep, e.insert(ep)
+}
+
+func checkNetNS(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return invalid("netns %s does not exist; is the pod gone already?", path)
+	}
+	return nil
 }
 
 // hostLink names the node's end of a pod's veth: link names hold 15 bytes.
@@ -177,6 +201,9 @@ func (e *endpoints) SetState(id string, state identity.EndpointState) (identity.
 	ep, ok := e.byID[id]
 	if !ok {
 		return ep, missing("endpoint %s does not exist on this node", id)
+	}
+	if ep.Sandbox != "" {
+		return ep, conflict("endpoint %s is a pod of Kubernetes: its EndpointSlices say whether it is a backend, by its readiness", id)
 	}
 	ep.State = state
 	e.byID[id] = ep
@@ -232,6 +259,7 @@ func (e *endpoints) get(id string) (identity.Endpoint, bool) {
 
 func (e *endpoints) forget(ep identity.Endpoint) {
 	delete(e.byID, ep.ID())
+	delete(e.relabelled, ep.ID())
 	e.pools.give(ep.Addresses())
 }
 
@@ -273,12 +301,9 @@ func (e *endpoints) waitReconciled(ctx context.Context, ep identity.Endpoint) er
 }
 
 func checkEndpoint(req api.EndpointRequest) (identity.Endpoint, error) {
-	ep := identity.Endpoint{Namespace: req.Namespace, Name: req.Name, NetNS: req.NetNS, State: req.State, Labels: identity.Labels{}}
-	if ep.Namespace == "" {
-		ep.Namespace = "default"
-	}
-	if ep.State == "" {
-		ep.State = identity.EndpointReady
+	ep := identity.Endpoint{
+		Namespace: cmp.Or(req.Namespace, "default"), Name: req.Name, NetNS: req.NetNS, State: cmp.Or(req.State, identity.EndpointReady), Labels: identity.Labels{},
+		Sandbox: req.Sandbox, UID: req.UID, Interface: cmp.Or(req.Interface, datapath.DefaultPodInterface),
 	}
 	if !validState(ep.State) {
 		return ep, invalid("state %q: want ready, not-ready or terminating", req.State)
@@ -286,13 +311,20 @@ func checkEndpoint(req api.EndpointRequest) (identity.Endpoint, error) {
 	if !filepath.IsAbs(req.NetNS) {
 		return ep, invalid("netns %q: want the absolute path of a network namespace", req.NetNS)
 	}
+	if err := datapath.CheckInterfaceName(ep.Interface); err != nil {
+		return ep, invalid("%w", err)
+	}
+	if err := lb.CheckEndpoint(ep.ID()); err != nil {
+		return ep, invalid("%w", err)
+	}
+	if req.Sandbox != "" {
+		return ep, checkSandbox(req)
+	}
+	if req.UID != "" {
+		return ep, invalid("uid %q without a sandbox: only pods of Kubernetes have one", req.UID)
+	}
 	maps.Copy(ep.Labels, req.Labels)
 	ep.Labels[identity.NamespaceLabel] = ep.Namespace
-	for what, name := range map[string]string{"namespace": ep.Namespace, "name": ep.Name} {
-		if err := lb.CheckName(what, name); err != nil {
-			return ep, invalid("%w", err)
-		}
-	}
 	if err := identity.CheckLabels(ep.Labels); err != nil {
 		return ep, invalid("%w", err)
 	}

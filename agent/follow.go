@@ -16,14 +16,18 @@ import (
 
 // newFollower returns what follows a channel into the tables.
 func (a *agent) newFollower(ctx context.Context, c *channel) *clustermesh.Follower {
-	return clustermesh.NewFollower(clustermesh.FollowerConfig{
+	cfg := clustermesh.FollowerConfig{
 		Cluster: c.cluster, ID: c.id, Self: identity.NodeName{Cluster: a.cfg.Cluster.Name, Node: a.cfg.Node.Name},
 		Store: c.store, Tables: a.tables, Refusals: a.refusals, Claims: a.claims, Log: a.log,
-		Synced:   func() { a.markSynced(ctx, c.id) },
+		Synced:   func() { a.storeSynced(ctx, c) },
 		Own:      func(keys []string, complete bool) { a.local.Own(ctx, keys, complete) },
 		Disputed: func(keys []string) { a.local.Disputed(ctx, keys) },
 		Changed:  a.rangesChanged,
-	})
+	}
+	if c.local && a.kubernetes != nil {
+		cfg.Exported = a.exported
+	}
+	return clustermesh.NewFollower(cfg)
 }
 
 // followOwn starts following this cluster's store.
@@ -81,6 +85,15 @@ func (a *agent) forgetSynced(id identity.ClusterID) {
 	delete(a.synced, id)
 }
 
+// storeSynced notes that a channel's store has been read in full.
+func (a *agent) storeSynced(ctx context.Context, c *channel) {
+	if c.local {
+		a.ownStoreSynced(ctx)
+		return
+	}
+	a.markSynced(ctx, c.id)
+}
+
 // markSynced notes that a cluster's entries have been read in full: what is left of it in the kernel from
 // before, and not in the tables once all that follows from the entries is in them too, is stale.
 func (a *agent) markSynced(ctx context.Context, id identity.ClusterID) {
@@ -96,9 +109,6 @@ func (a *agent) prune(id identity.ClusterID) {
 	a.mu.Lock()
 	a.synced[id] = true
 	a.mu.Unlock()
-	if id == a.cfg.Cluster.ID {
-		a.life.complete <- struct{}{}
-	}
 	a.pruneAll()
 }
 

@@ -90,14 +90,19 @@ func (e *endpoints) restore(ep identity.Endpoint) (bool, error) {
 	return true, e.insert(ep)
 }
 
-// problems tells which pods have an address from before it was the end of a tunnel: other pods reach them all the same, but the node takes
-// the address for its own.
-func (e *endpoints) problems() (problems []string) {
+// problems tells what is not as it should be with pods, and which row does not show.
+func (e *endpoints) problems() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return append(e.tunnelAddresses(), e.labelProblems()...)
+}
+
+// tunnelAddresses tells which pods have an address from before it was the end of a tunnel: other pods reach them all the same, but the node takes
+// the address for its own. Needs mu.
+func (e *endpoints) tunnelAddresses() (problems []string) {
 	if !e.tunnels {
 		return nil
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(e.byID)) {
 		ep := e.byID[id]
 		for _, a := range ep.Addresses() {

@@ -24,7 +24,8 @@ func (v *view) bpfLB() ([]api.BPFFrontend, []<-chan struct{}, error) {
 	for _, e := range entries {
 		f := api.BPFFrontend{
 			Address: e.Address.String(), Port: e.Port, Protocol: string(e.Protocol), ServiceID: e.Service, Affinity: string(e.Affinity), Outside: e.Outside, L7: e.L7,
-			Backends: v.bpfBackends(txn, clusters, e.Backends), Quarantined: v.bpfBackends(txn, clusters, e.Quarantined), FailOpen: e.FailOpen,
+			SessionAffinity: e.SessionAffinity,
+			Backends:        v.bpfBackends(txn, clusters, e.Backends), Quarantined: v.bpfBackends(txn, clusters, e.Quarantined), FailOpen: e.FailOpen,
 		}
 		row, _, known := v.tables.Frontends.Get(txn, v.tables.Frontends.ByKey(clustermesh.FrontendKey(lb.Frontend{FrontendKey: e.FrontendKey})))
 		if known {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -92,6 +93,12 @@ func (c *Config) check() error {
 		if _, err := netip.ParseAddrPort(listen); err != nil {
 			return fmt.Errorf("metrics.listen %q: want an address and a port, like 127.0.0.1:9464", listen)
 		}
+	}
+	if c.Kubernetes.InCluster && c.Kubernetes.Kubeconfig != "" {
+		return errors.New("kubernetes: both inCluster and kubeconfig are given; remove one")
+	}
+	if c.Kubernetes.Context != "" && c.Kubernetes.Kubeconfig == "" {
+		return errors.New("kubernetes.context is given without kubeconfig; give the file that has it")
 	}
 	if err := c.checkProxy(); err != nil {
 		return err

@@ -60,7 +60,13 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func (s *server) drain(on bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		told, err := s.life.drain(on)
-		answer(w, api.DrainResult{Draining: on, Told: told, Backends: len(s.tables.tables.TargetsAt(s.tables.read(), s.life.self))}, err)
+		backends := 0
+		for _, row := range s.tables.tables.TargetsAt(s.tables.read(), s.life.self) {
+			if !row.Object.Port.NodeLocal { // Each is one of the port for all nodes, too.
+				backends++
+			}
+		}
+		answer(w, api.DrainResult{Draining: on, Told: told, Backends: backends}, err)
 	}
 }
 

@@ -17,7 +17,7 @@ type podLinks interface {
 type kernelLinks struct{}
 
 func podLinkConfig(ep identity.Endpoint) datapath.PodLinkConfig {
-	return datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Address: ep.Address, Address6: ep.Address6, MTU: ep.MTU}
+	return datapath.PodLinkConfig{NetNS: ep.NetNS, HostLink: ep.HostLink, Interface: ep.Interface, Address: ep.Address, Address6: ep.Address6, MTU: ep.MTU}
 }
 
 func (kernelLinks) Create(ep identity.Endpoint) (datapath.PodLink, error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"causeway/agent/api"
+	"causeway/datapath"
 	"causeway/lb"
 )
 
@@ -59,6 +60,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST "+api.PathDrain, s.drain(true))
 	mux.HandleFunc("DELETE "+api.PathDrain, s.drain(false))
 	mux.HandleFunc("POST "+api.PathKeyring, s.keyring)
+	mux.HandleFunc("GET "+api.PathCNI, func(w http.ResponseWriter, _ *http.Request) {
+		reason := s.endpoints.whyNoSandboxes()
+		answer(w, api.CNI{Ready: reason == "", Reason: reason}, nil)
+	})
 	mux.HandleFunc("POST "+api.PathEndpoints, s.addEndpoint)
 	mux.HandleFunc("PATCH "+api.PathEndpoints+"/{namespace}/{name}", s.patchEndpoint)
 	mux.HandleFunc("DELETE "+api.PathEndpoints+"/{namespace}/{name}", s.deleteEndpoint)
@@ -137,7 +142,11 @@ func (s *server) addEndpoint(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ep, err := s.endpoints.Add(r.Context(), req)
-	answer(w, api.Endpoint{Endpoint: ep}, err)
+	added := api.Endpoint{Endpoint: ep}
+	for _, a := range ep.Addresses() {
+		added.Gateways = append(added.Gateways, datapath.PodGateway(a))
+	}
+	answer(w, added, err)
 }
 
 func (s *server) patchEndpoint(w http.ResponseWriter, r *http.Request) {
@@ -151,7 +160,12 @@ func (s *server) patchEndpoint(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) deleteEndpoint(w http.ResponseWriter, r *http.Request) {
-	answer(w, struct{}{}, s.endpoints.Delete(r.Context(), r.PathValue("namespace")+"/"+r.PathValue("name")))
+	id := r.PathValue("namespace") + "/" + r.PathValue("name")
+	if sandbox := r.URL.Query().Get("sandbox"); sandbox != "" {
+		answer(w, struct{}{}, s.endpoints.DeleteSandbox(r.Context(), id, sandbox))
+		return
+	}
+	answer(w, struct{}{}, s.endpoints.Delete(r.Context(), id))
 }
 
 func (s *server) applyServices(w http.ResponseWriter, r *http.Request) {

@@ -32,6 +32,8 @@ type services struct {
 	guard   lb.Guard
 	// refusals shows the newest refused apply until the next one succeeds, for those who did not see its answer.
 	refusals *clustermesh.Refusals
+	// kubernetes: services are declared there, and nowhere else.
+	kubernetes bool
 }
 
 // refusedApply is how a refused apply is named among the refusals.
@@ -39,6 +41,9 @@ const refusedApply = "service apply"
 
 // Apply declares the services of the manifests, all of them or, if one is refused, none.
 func (s *services) Apply(ctx context.Context, manifests []byte) ([]api.ServiceResult, error) {
+	if s.kubernetes {
+		return nil, conflict("%w", errFromKubernetes)
+	}
 	results, err := s.applyAll(ctx, manifests)
 	var refused *failureOf
 	switch {
@@ -92,6 +97,9 @@ func (s *services) tryApply(ctx context.Context, wanted []k8s.Declaration) ([]ap
 
 // Delete withdraws a service of this cluster. What other clusters declare under its name stays.
 func (s *services) Delete(ctx context.Context, name lb.Name) error {
+	if s.kubernetes {
+		return conflict("%w", errFromKubernetes)
+	}
 	var err error
 	for range applyAttempts {
 		if err = s.tryDelete(ctx, name); !errors.Is(err, kvstore.ErrConflict) {

@@ -14,6 +14,7 @@ import (
 	"causeway/clustermesh/peering"
 	"causeway/datapath"
 	"causeway/identity"
+	"causeway/k8s"
 	"causeway/lb"
 )
 
@@ -37,6 +38,8 @@ type view struct {
 	peers    *peerView
 	enc      *encryption
 	l7       *l7View
+	// kubernetes is nil where services are declared by the local API.
+	kubernetes *k8s.Source
 	// more are sources of problems that no row shows.
 	more []func() []string
 }
@@ -53,6 +56,7 @@ func (v *view) status() (api.Status, []<-chan struct{}, error) {
 		Gossip:   v.overview(),
 		Tables:   map[string]api.Table{},
 	}
+	s.Kubernetes = kubernetesStatus(v.kubernetes)
 	drops, err := v.datapath.Drops()
 	if err != nil {
 		s.Problems = append(s.Problems, "drop counters cannot be read: "+err.Error())

@@ -253,6 +253,9 @@ func (f *Follower) acceptService(txn statedb.WriteTxn, key string, value []byte)
 	if err := f.channel(txn).CheckService(service); err != nil {
 		return err
 	}
+	if f.elsewhere(key) {
+		return nil
+	}
 	if !f.local && !service.Global {
 		// Another cluster's own affair.
 		return Remove(txn, f.Tables.Services, f.Tables.Services.Key(service))
@@ -266,9 +269,11 @@ func (f *Follower) acceptSlice(txn statedb.WriteTxn, key string, value []byte) e
 	if err != nil {
 		return err
 	}
-	owner, err := f.owner(txn, slice.Node)
-	if err != nil {
-		return err
+	var owner identity.Node
+	if !slice.OfCluster() {
+		if owner, err = f.owner(txn, slice.Node); err != nil {
+			return err
+		}
 	}
 	if err := f.channel(txn).CheckSlice(slice, owner); err != nil {
 		return err
@@ -280,7 +285,37 @@ func (f *Follower) acceptSlice(txn statedb.WriteTxn, key string, value []byte) e
 	f.mu.Lock()
 	f.slices[key] = version
 	f.mu.Unlock()
-	return PutSlice(txn, f.Tables, slice)
+	if f.elsewhere(key) {
+		return nil
+	}
+	early := f.withoutUnknown(txn, &slice)
+	if err := PutSlice(txn, f.Tables, slice); err != nil {
+		return err
+	}
+	if early != nil {
+		f.accepted[key] = struct{}{} // as far as it goes
+	}
+	return early
+}
+
+// withoutUnknown takes the backends out of a slice that is the cluster's whose nodes have not come yet: one node without an agent keeps nobody
+// else's pods from serving. It returns what the slice waits for then.
+func (f *Follower) withoutUnknown(txn statedb.ReadTxn, slice *lb.Slice) (early error) {
+	if !slice.OfCluster() {
+		return nil
+	}
+	known := make([]lb.SliceBackend, 0, len(slice.Backends))
+	for _, b := range slice.Backends {
+		if b.Node != "" {
+			if _, err := f.owner(txn, b.Node); err != nil {
+				early = fmt.Errorf("%w, for its backend %s", err, b.Address)
+				continue
+			}
+		}
+		known = append(known, b)
+	}
+	slice.Backends = known
+	return early
 }
 
 // PutSlice makes the backends table hold what a slice says, and nothing else of it.

@@ -12,14 +12,11 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	"go.uber.org/goleak"
 
 	"causeway/identity"
 	"causeway/kvstore"
 	"causeway/lb"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds every wait; a wait that needs it has failed.
 const patience = 10 * time.Second

@@ -39,6 +39,9 @@ type FollowerConfig struct {
 	Own func(keys []string, complete bool)
 	// Disputed is called with keys of this node's that somebody else has changed or deleted in the store.
 	Disputed func(keys []string)
+	// Exported is set where the cluster's services, and slices that are the cluster's, come from Kubernetes: what the own cluster's store has of them is
+	// for others. It is not followed, but for its versions; instead it is handed to Exported, as are the batches that end a listing.
+	Exported func(kvstore.Batch)
 	// Changed is called when the cluster's announced ranges may have changed.
 	Changed func()
 	// Claims knows what the other channels hold, so that two clusters cannot have one range.
@@ -78,7 +81,7 @@ type Follower struct {
 	// empty: the first listing did not even have the cluster's entry. syncAt is when it counts as read in full then.
 	empty  bool
 	syncAt time.Time
-	// marks are the nodes whose synced mark is in the store.
+	// marks are the nodes whose synced mark is in the store, and identity.ServicesMark if the cluster's is.
 	marks map[string]time.Time
 	// orphans are entries whose store was lost: gone from it, but not by their owner's will.
 	orphans map[string]struct{}
@@ -170,6 +173,7 @@ func (f *Follower) Run(ctx context.Context) error {
 func (f *Follower) apply(batch kvstore.Batch) {
 	lost := f.noteLoss(batch)
 	f.listing = batch.Listed
+	f.reportExported(batch)
 
 	txn := f.write()
 	defer txn.Abort()
@@ -194,6 +198,17 @@ func (f *Follower) apply(batch kvstore.Batch) {
 	f.judgeAgain(txn)
 	txn.Commit()
 	f.report(batch)
+}
+
+// reportExported hands on what the store says of what the cluster has for others.
+func (f *Follower) reportExported(batch kvstore.Batch) {
+	if f.Exported == nil {
+		return
+	}
+	batch.Events = slices.DeleteFunc(slices.Clone(batch.Events), func(ev kvstore.Event) bool { return !exported(f.Cluster, ev.Key) })
+	if batch.Listed || len(batch.Events) > 0 {
+		f.Exported(batch)
+	}
 }
 
 // holds tells whether the tables have the key's rows.
@@ -233,7 +248,8 @@ func (f *Follower) noteDispute(c change) {
 	}
 }
 
-// dropOrphans removes what nodes that have published again after the loss of their store did not renew.
+// dropOrphans removes what nodes, and whoever publishes the cluster's services, have not renewed although they have published again after the loss of
+// their store.
 func (f *Follower) dropOrphans(now time.Time) {
 	if len(f.orphans) == 0 || f.info == nil {
 		return
@@ -241,11 +257,11 @@ func (f *Follower) dropOrphans(now time.Time) {
 	txn := f.write()
 	defer txn.Abort()
 	for key := range f.orphans {
-		node, ok := f.ownerNode(key)
+		mark, ok := f.markOf(key)
 		if !ok {
 			continue
 		}
-		if at, marked := f.marks[node]; marked && now.Sub(at) > orphanGrace {
+		if at, marked := f.marks[mark]; marked && now.Sub(at) > orphanGrace {
 			delete(f.orphans, key)
 			f.delete(txn, key)
 		}
@@ -359,7 +375,7 @@ func newest(events []kvstore.Event) []change {
 	return out
 }
 
-// ofNode tells whether an entry is versioned by the node that owns it.
+// ofNode tells whether an entry has a version.
 func ofNode(key string) bool {
 	kind, _, _ := strings.Cut(strings.TrimPrefix(key, kvstore.Prefix), "/")
 	return kind == "nodes" || kind == "addresses" || kind == "slices"

@@ -19,7 +19,9 @@ type LocalConfig struct {
 	Tables  *Tables
 	Node    identity.Node
 	Cluster identity.ClusterInfo
-	Log     *slog.Logger
+	// Kubernetes: services' backends are what the EndpointSlices of the cluster's API server say, and not what their selectors match among this node's endpoints.
+	Kubernetes bool
+	Log        *slog.Logger
 }
 
 // Local is the source for what this node owns. From the endpoints table and the cluster's services it
@@ -135,7 +137,7 @@ func (l *Local) Run(ctx context.Context) error {
 		}
 		declared, moreServices := services.Next(read)
 		for change := range declared {
-			if change.Object.Object.Cluster == l.Node.Cluster {
+			if change.Object.Object.Cluster == l.Node.Cluster && !l.Kubernetes {
 				dirty[change.Object.Object.Name] = struct{}{}
 			}
 		}
@@ -168,10 +170,8 @@ func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, 
 			dirty[name] = struct{}{}
 		}
 	}
-	for row := range l.Tables.Services.Prefix(read, l.Tables.Services.ByKey(l.Node.Cluster+"/"+ep.Namespace+"/")) {
-		if ep.Labels.Matches(row.Object.Selector) {
-			dirty[row.Object.Name] = struct{}{}
-		}
+	if !l.Kubernetes {
+		l.noteMatching(read, ep, dirty)
 	}
 	if gone {
 		delete(l.addresses, ep.ID())
@@ -198,6 +198,15 @@ func (l *Local) endpoint(read statedb.ReadTxn, ep identity.Endpoint, gone bool, 
 	}
 	txn.Commit()
 	return nil
+}
+
+// noteMatching notes the services whose selector an endpoint matches.
+func (l *Local) noteMatching(read statedb.ReadTxn, ep identity.Endpoint, dirty map[lb.Name]struct{}) {
+	for row := range l.Tables.Services.Prefix(read, l.Tables.Services.ByKey(l.Node.Cluster+"/"+ep.Namespace+"/")) {
+		if ep.Labels.Matches(row.Object.Selector) {
+			dirty[row.Object.Name] = struct{}{}
+		}
+	}
 }
 
 func validAddresses(ep identity.Endpoint) []netip.Addr {

@@ -15,18 +15,22 @@ import (
 	"causeway/lb"
 )
 
-func startLocal(t *testing.T) (*Local, *Tables) {
+func startLocal(t *testing.T, change ...func(*LocalConfig)) (*Local, *Tables) {
 	t.Helper()
 	tables, err := NewTables()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := NewLocal(LocalConfig{
+	cfg := LocalConfig{
 		Tables: tables, Log: slog.New(slog.DiscardHandler),
 		Node: identity.Node{Cluster: "east", ClusterID: 1, Name: "node1", Address: netip.MustParseAddr("172.29.1.11"), PodCIDRs: prefixes("10.1.1.0/24"),
 			Instance: "instance-0123456789", Version: identity.Version{Incarnation: 7, Sequence: 1}},
 		Cluster: identity.ClusterInfo{Name: "east", ID: 1, PodCIDRs: prefixes("10.1.0.0/16"), ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("100.64.64.0/18")}, Version: "1"},
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	l, err := NewLocal(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +101,37 @@ func TestEndpointsArePublishedAsTheirStateSays(t *testing.T) {
 		_, address := published(tables, txn, podKey)
 		return !address
 	})
+}
+
+// TestInKubernetesSelectorsMakeNoBackends: EndpointSlices say who is one, and rows that came from them are nobody's to change here.
+func TestInKubernetesSelectorsMakeNoBackends(t *testing.T) {
+	l, tables := startLocal(t, func(cfg *LocalConfig) { cfg.Kubernetes = true })
+	theirs := lb.Backend{Cluster: "east", ClusterID: 1, Service: eastShop().Name, Address: netip.MustParseAddr("10.1.1.5"), Node: "node1", Slice: "shop-x7k2p",
+		Ports: []lb.BackendPort{{Protocol: lb.TCP, Port: 8080}}}
+	insert(t, tables, tables.Backends, theirs)
+	insert(t, tables, tables.Services, eastShop())
+	insert(t, tables, tables.Endpoints, pod("a", "10.1.1.5", identity.EndpointReady))
+	untilTables(t, tables, "the address is published", func(txn statedb.ReadTxn) bool { _, ok := published(tables, txn, podKey); return ok })
+	insert(t, tables, tables.Services, eastShop()) // after the endpoint, too
+	seen := make(chan struct{})
+	l.After(t.Context(), func() { close(seen) })
+	<-seen
+	txn := tables.DB.ReadTxn()
+	if _, slice := published(tables, txn, sliceOf1); slice {
+		t.Error("a slice is published that follows from the selector")
+	}
+	if backends := tables.BackendsOf(txn, eastShop().Name); len(backends) != 1 || backends[0].Slice != theirs.Slice {
+		t.Errorf("backends are %+v, want the one of the EndpointSlice alone", backends)
+	}
+	change := tables.DB.WriteTxn(tables.Endpoints)
+	if err := Remove(change, tables.Endpoints, "default/a"); err != nil {
+		t.Fatal(err)
+	}
+	change.Commit()
+	untilTables(t, tables, "the address is withdrawn", func(txn statedb.ReadTxn) bool { _, ok := published(tables, txn, podKey); return !ok })
+	if backends := tables.BackendsOf(tables.DB.ReadTxn(), eastShop().Name); len(backends) != 1 {
+		t.Error("with the endpoint went a backend of an EndpointSlice")
+	}
 }
 
 func TestAPodWithTwoAddressesIsPublishedWithBoth(t *testing.T) {

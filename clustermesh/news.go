@@ -1,6 +1,7 @@
 package clustermesh
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,9 +17,9 @@ import (
 	"causeway/lb"
 )
 
-// News is an entry of a node's that came by gossip, ahead of the store or instead of it. Its signature was checked.
+// News is an entry of a node's, or a slice that is the cluster's, which came by gossip, ahead of the store or instead of it. Its signature was checked.
 type News struct {
-	// Node that wrote it, of the follower's cluster.
+	// Node that wrote it, of the follower's cluster. A slice that is the cluster's may come from any.
 	Node string
 	// Key is that of the store.
 	Key string
@@ -38,7 +39,7 @@ const maxGone = 100_000
 
 // pendingNews is what gossip has brought and the store has not shown yet.
 type pendingNews struct {
-	node string
+	node string // whose it is; "" if it is the cluster's
 	identity.Version
 	withdrawn bool
 	at        time.Time
@@ -149,7 +150,11 @@ func (f *Follower) applyOne(txn statedb.WriteTxn, n News, now time.Time) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pending[n.Key] = pendingNews{n.Node, n.Version, n.Withdrawn, now}
+	p := pendingNews{n.Node, n.Version, n.Withdrawn, now}
+	if lb.OfClusterKey(n.Key) {
+		p.node = "" // it does not go with the node that told it
+	}
+	f.pending[n.Key] = p
 	return nil
 }
 
@@ -168,7 +173,7 @@ func (n News) check() error {
 		if err != nil {
 			return err
 		}
-		node, v = s.Node, identity.Version{Incarnation: s.Incarnation, Sequence: s.Sequence}
+		node, v = cmp.Or(s.Node, n.Node), identity.Version{Incarnation: s.Incarnation, Sequence: s.Sequence}
 	}
 	if node != n.Node || v != n.Version {
 		return errors.New("the entry is another node's, or of another version, than the message says")
@@ -185,8 +190,8 @@ func (f *Follower) storePut(key string, value []byte) bool {
 	if !pending && !gone {
 		return true
 	}
-	var stored identity.Version
-	if lb.Unmarshal(value, &stored) != nil {
+	stored, ok := identity.VersionOf(value)
+	if !ok {
 		return true // it is refused with the reason
 	}
 	if pending && p.withdrawn && !stored.Newer(p.Version) {

@@ -40,7 +40,7 @@ type Publisher struct {
 // Update writes a key. The cluster's entry comes first, so that nothing is written into another cluster's
 // store; then the node's own, if no other machine has the name; then the rest.
 func (p *Publisher) Update(ctx context.Context, pub Publication) error {
-	if err := p.away(); err != nil {
+	if err := available(p.Store); err != nil {
 		return err
 	}
 	switch {
@@ -61,10 +61,10 @@ func (p *Publisher) Update(ctx context.Context, pub Publication) error {
 	return p.Store.Put(ctx, pub.Key, []byte(pub.Value))
 }
 
-// away fails at once while the store is not there: each request would wait for it, and the hundreds that a long outage
+// available fails at once while the store is not there: each request would wait for it, and the hundreds that a long outage
 // gathers would have their say only one after the other.
-func (p *Publisher) away() error {
-	if s := p.Store.Status(); !s.Connected {
+func available(store kvstore.Store) error {
+	if s := store.Status(); !s.Connected {
 		return fmt.Errorf("%w: %s", kvstore.ErrUnavailable, s.LastError)
 	}
 	return nil
@@ -121,7 +121,7 @@ func (p *Publisher) updateCluster(ctx context.Context, pub Publication) error {
 
 // Delete removes a key of this node from the store.
 func (p *Publisher) Delete(ctx context.Context, pub Publication) error {
-	if err := p.away(); err != nil {
+	if err := available(p.Store); err != nil {
 		return err
 	}
 	if !p.claimed {

@@ -191,6 +191,11 @@ func (t *Tables) BackendsOf(txn statedb.ReadTxn, name lb.Name) []lb.Backend {
 	return objects(t.Backends.List(txn, t.backendsByService.Query(name.String())))
 }
 
+// BackendsIn lists the backends of one slice.
+func (t *Tables) BackendsIn(txn statedb.ReadTxn, cluster string, service lb.Name, slice string) []lb.Backend {
+	return objects(t.Backends.List(txn, t.backendsBySlice.Query(sliceKey(cluster, service, slice))))
+}
+
 // FrontendsOf lists the frontends of a service.
 func (t *Tables) FrontendsOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Frontend] {
 	return rows(t.Frontends.List(txn, t.frontendsByService.Query(name.String())))

@@ -37,6 +37,7 @@ func (f *Follower) delete(txn statedb.WriteTxn, key string) {
 		}
 	case parts[0] == "addresses" && len(parts) == 3:
 		err = f.deleteAddress(txn, parts[2])
+	case f.elsewhere(key):
 	case parts[0] == "services" && len(parts) == 4:
 		err = Remove(txn, f.Tables.Services, f.Cluster+"/"+parts[2]+"/"+parts[3])
 	case parts[0] == "slices" && len(parts) == 5:
@@ -73,13 +74,15 @@ func (f *Follower) deleteAddress(txn statedb.WriteTxn, text string) error {
 	return Remove(txn, f.Tables.Addresses, f.Tables.Addresses.Key(row))
 }
 
-// ownerNode returns the node that owns a key: those of nodes, addresses, slices and marks.
+// ownerNode returns the node that owns a key: those of nodes, addresses, slices that are not the cluster's, and marks.
 // An address's node is only in its value, and looked up among the rows.
 func (f *Follower) ownerNode(key string) (string, bool) {
 	parts := strings.Split(strings.TrimPrefix(key, kvstore.Prefix), "/")
 	switch {
 	case (parts[0] == "nodes" || parts[0] == "synced") && len(parts) == 3 && parts[1] == f.Cluster:
 		return parts[2], true
+	case lb.OfClusterKey(key):
+		return "", false
 	case parts[0] == "slices" && len(parts) == 5 && parts[1] == f.Cluster:
 		node, _, _ := strings.Cut(parts[4], ".")
 		return node, true
@@ -87,6 +90,25 @@ func (f *Follower) ownerNode(key string) (string, bool) {
 		return f.addressOwner(parts[2])
 	}
 	return "", false
+}
+
+// markOf returns the name in the mark whose writer says that it has written all of its entries, the key's among them: a node, or
+// whoever publishes the cluster's services.
+func (f *Follower) markOf(key string) (string, bool) {
+	if lb.OfClusterKey(key) || strings.HasPrefix(key, lb.ServicesPrefix(f.Cluster)) {
+		return identity.ServicesMark, true
+	}
+	return f.ownerNode(key)
+}
+
+// elsewhere tells whether what the key is of comes into the tables by another way than the store.
+func (f *Follower) elsewhere(key string) bool {
+	return f.Exported != nil && exported(f.Cluster, key)
+}
+
+// exported tells whether a key is of what a cluster of Kubernetes has in its store for others: services, and slices that are the cluster's.
+func exported(cluster, key string) bool {
+	return strings.HasPrefix(key, lb.ServicesPrefix(cluster)) || strings.HasPrefix(key, lb.SlicesPrefix(cluster)) && lb.OfClusterKey(key)
 }
 
 // addressOwner returns the node that an accepted address belongs to.

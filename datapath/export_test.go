@@ -23,8 +23,9 @@ func (d *Datapath) GuardPrograms() [2]*ebpf.Program {
 	return [2]*ebpf.Program{d.guard.ToUnderlay, d.guard.FromUnderlay}
 }
 
-// EditSessions changes what a node remembers of its clients: when each last connected, in nanoseconds since boot, and the number of its backend.
-func EditSessions(pinDir string, edit func(used *uint64, backend *uint32)) (n int, err error) {
+// EditSessions changes what a node remembers of its clients: when each last connected, in nanoseconds since boot, and the number of its backend. It
+// forgets those that edit returns false for.
+func EditSessions(pinDir string, edit func(used *uint64, backend *uint32) (keep bool)) (n int, err error) {
 	pinned, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, bpfMapSessions), nil)
 	if err != nil {
 		return 0, err
@@ -32,9 +33,11 @@ func EditSessions(pinDir string, edit func(used *uint64, backend *uint32)) (n in
 	defer pinned.Close()
 	sessions := table[bpfSessionKey, bpfSession]{m: pinned}
 	for key, s := range maps.Collect(sessions.all(&err)) {
-		edit(&s.Used, &s.Backend)
-		err = errors.Join(err, sessions.put(key, s))
-		n++
+		if n++; edit(&s.Used, &s.Backend) {
+			err = errors.Join(err, sessions.put(key, s))
+		} else {
+			err = errors.Join(err, sessions.del(key))
+		}
 	}
 	return n, err
 }

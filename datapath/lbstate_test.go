@@ -131,12 +131,13 @@ func TestLoadBalancerAgainstModel(t *testing.T) {
 	wantTargets := make(map[lb.TargetKey]lb.Target)
 	for step := range 3000 {
 		f := testFrontend(random.IntN(6), random.IntN(4))
-		f.Port, f.L7 = uint16(80+random.IntN(2)), random.IntN(2) == 0
+		f.Port, f.L7, f.SessionAffinity = uint16(80+random.IntN(2)), random.IntN(2) == 0, uint32(random.IntN(2)*60)
+		f.Target.NodeLocal = random.IntN(3) == 0
 		if f.Outside = random.IntN(2) == 0; f.Outside {
 			f.L7 = false
 		}
 		target := testTarget(random.IntN(4), random.IntN(12), random.IntN(2) == 0)
-		target.Quarantined = random.IntN(2) == 0
+		target.Quarantined, target.Port.NodeLocal = random.IntN(2) == 0, random.IntN(3) == 0
 		switch what := random.IntN(100); {
 		case what < 15:
 			must(t, frontends.Update(t.Context(), f))
@@ -209,6 +210,9 @@ func compareFrontends(m *Maps, frontends map[lb.FrontendKey]lb.Frontend, targets
 	for _, f := range have {
 		if f.L7 != frontends[f.FrontendKey].L7 {
 			return fmt.Sprintf("%s port %d is balanced at L7: %v", f.Address, f.Port, f.L7)
+		}
+		if want := frontends[f.FrontendKey].SessionAffinity; f.SessionAffinity != want {
+			return fmt.Sprintf("%s port %d has a session affinity of %d s, want %d", f.Address, f.Port, f.SessionAffinity, want)
 		}
 		if diff := compareBackends(f, frontends[f.FrontendKey].Target, targets); diff != "" {
 			return diff

@@ -131,6 +131,8 @@ type FrontendEntry struct {
 	Affinity lb.Affinity
 	// L7: connections are the node's proxy's, as long as it listens.
 	L7 bool
+	// SessionAffinity is for how many seconds after its last connection a client gets the same backend; 0: not at all.
+	SessionAffinity uint32
 	// Backends are those that new connections choose from.
 	Backends []BackendEntry
 	// Quarantined backends get no new connections.
@@ -163,7 +165,7 @@ func (m *Maps) ListFrontends() (entries []FrontendEntry, err error) {
 		for k, v := range m.frontendsOf(outside).all(&err) {
 			entries = append(entries, FrontendEntry{
 				FrontendKey: lb.FrontendKey{Address: k.Address.addr(), Port: toBE16(k.Port), Protocol: fromProtocol(k.Protocol), Outside: outside},
-				Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity), L7: v.l7(),
+				Service:     v.Service, Owner: identity.ClusterID(v.Owner), Affinity: fromAffinity(v.Affinity), L7: v.l7(), SessionAffinity: v.SessionSeconds,
 			})
 		}
 	}

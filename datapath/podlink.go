@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -14,8 +15,8 @@ import (
 )
 
 const (
-	// podInterface is the pod's end of its veth.
-	podInterface = "eth0"
+	// DefaultPodInterface is the pod's end of its veth, if nothing else is said.
+	DefaultPodInterface = "eth0"
 	// podLinkAlias starts the alias of every veth of ours; the pod's addresses follow.
 	podLinkAlias = "causeway pod "
 )
@@ -30,6 +31,14 @@ var (
 	podGateway6 = netip.MustParseAddr("fe80::1")
 )
 
+// PodGateway returns the next hop of all that a pod sends from one of its addresses.
+func PodGateway(address netip.Addr) netip.Addr {
+	if address.Is6() {
+		return podGateway6
+	}
+	return podGateway4
+}
+
 // minIPv6MTU is what every link of IPv6 has to carry, in bytes (RFC 8200): the kernel has no IPv6 on a link that carries less.
 const minIPv6MTU = 1280
 
@@ -37,8 +46,9 @@ const minIPv6MTU = 1280
 type PodLinkConfig struct {
 	// NetNS is the path of the pod's network namespace.
 	NetNS string
-	// HostLink names the node's end of the veth; at most 15 bytes.
-	HostLink string
+	// HostLink names the node's end of the veth, Interface the pod's, which is DefaultPodInterface if that is empty; at most 15 bytes each.
+	HostLink  string
+	Interface string
 	// Address of the pod, and the IPv6 one that it has beside an IPv4 one, if it has.
 	Address  netip.Addr
 	Address6 netip.Addr
@@ -53,6 +63,9 @@ func (cfg *PodLinkConfig) addresses() []netip.Addr {
 	}
 	return []netip.Addr{cfg.Address}
 }
+
+// podInterface names the pod's end of the veth.
+func (cfg *PodLinkConfig) podInterface() string { return cmp.Or(cfg.Interface, DefaultPodInterface) }
 
 func (cfg *PodLinkConfig) hasIPv6() bool { return cfg.Address.Is6() || cfg.Address6.IsValid() }
 
@@ -76,6 +89,15 @@ func (cfg *PodLinkConfig) validate() error {
 	case len(cfg.HostLink) == 0 || len(cfg.HostLink) >= unix.IFNAMSIZ:
 		return fmt.Errorf("link name %q must have 1 to %d bytes", cfg.HostLink, unix.IFNAMSIZ-1)
 	}
+	return CheckInterfaceName(cfg.podInterface())
+}
+
+// CheckInterfaceName tells why a pod's interface cannot have a name: the kernel's rules, and that a pod has a loopback interface already.
+func CheckInterfaceName(name string) error {
+	reserved := name == "." || name == ".." || name == "lo" || name == "all" || name == "default"
+	if reserved || len(name) == 0 || len(name) >= unix.IFNAMSIZ || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' || r == '%' }) {
+		return fmt.Errorf("interface name %q: want 1 to %d ASCII characters without blanks, \"/\", \":\" and \"%%\", and not lo, all or default, which are the kernel's", name, unix.IFNAMSIZ-1)
+	}
 	return nil
 }
 
@@ -87,7 +109,7 @@ type PodLink struct {
 	MAC     string
 }
 
-// CreatePodLink connects the namespace by a veth: "eth0" in the pod with each address as a /32 or /128 and a default
+// CreatePodLink connects the namespace by a veth: Interface in the pod with each address as a /32 or /128 and a default
 // route, HostLink in the calling thread's namespace with such a route to the pod. Neighbours are permanent
 // on both ends, so that neither ARP nor neighbour discovery is needed, and addresses are usable at once. A veth of ours that is right already is kept, one that
 // isn't is replaced; a device of somebody else is an error.
@@ -108,6 +130,9 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 		return PodLink{}, fmt.Errorf("opening the network namespace: %w", err)
 	}
 	defer ns.Close()
+	if err := refuseOwn(ns); err != nil {
+		return PodLink{}, err
+	}
 	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return PodLink{}, fmt.Errorf("entering the network namespace: %w", err)
@@ -118,9 +143,9 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 	if err != nil {
 		return PodLink{}, err
 	}
-	inner, err := pod.LinkByName(podInterface)
+	inner, err := pod.LinkByName(cfg.podInterface())
 	if err != nil {
-		return PodLink{}, fmt.Errorf("finding %s in the pod: %w", podInterface, err)
+		return PodLink{}, fmt.Errorf("finding %s in the pod: %w", cfg.podInterface(), err)
 	}
 	if err := setPodSysctls(ns, cfg); err != nil {
 		return PodLink{}, fmt.Errorf("in the pod: %w", err)
@@ -145,6 +170,19 @@ func createPodLink(cfg PodLinkConfig) (PodLink, error) {
 		HostMAC: host.Attrs().HardwareAddr.String(),
 		MAC:     inner.Attrs().HardwareAddr.String(),
 	}, nil
+}
+
+// refuseOwn refuses the network namespace of the calling thread, which is the node's: a pod with the node's network needs no connection, and one would cut the node off.
+func refuseOwn(ns netns.NsHandle) error {
+	own, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("opening the node's network namespace: %w", err)
+	}
+	defer own.Close()
+	if own.Equal(ns) {
+		return errors.New("it is the network namespace of the node itself")
+	}
+	return nil
 }
 
 // awaitUp waits until a link that was set up works, which the kernel brings about a little later: until
@@ -200,15 +238,15 @@ func ensureVeth(cfg PodLinkConfig, ns netns.NsHandle, pod *netlink.Handle) (netl
 	} else if !isLinkNotFound(err) {
 		return nil, fmt.Errorf("finding link %s: %w", cfg.HostLink, err)
 	}
-	if _, err := pod.LinkByName(podInterface); err == nil {
-		return nil, fmt.Errorf("the pod has an %s already that is not Causeway's", podInterface)
+	if _, err := pod.LinkByName(cfg.podInterface()); err == nil {
+		return nil, fmt.Errorf("the pod has an interface %s already that is not Causeway's", cfg.podInterface())
 	}
 	return addVeth(cfg, ns)
 }
 
-// podLinkIsRight tells whether host is a veth to the pod's eth0, made for the same addresses.
+// podLinkIsRight tells whether host is a veth to the pod's interface, made for the same addresses.
 func podLinkIsRight(host netlink.Link, pod *netlink.Handle, cfg PodLinkConfig) bool {
-	inner, err := pod.LinkByName(podInterface)
+	inner, err := pod.LinkByName(cfg.podInterface())
 	return err == nil && host.Attrs().Alias == cfg.alias() &&
 		inner.Type() == "veth" && inner.Attrs().ParentIndex == host.Attrs().Index &&
 		host.Attrs().ParentIndex == inner.Attrs().Index
@@ -217,7 +255,7 @@ func podLinkIsRight(host netlink.Link, pod *netlink.Handle, cfg PodLinkConfig) b
 func addVeth(cfg PodLinkConfig, ns netns.NsHandle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = cfg.HostLink, cfg.MTU
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podInterface, PeerNamespace: netlink.NsFd(int(ns)), PeerMTU: uint32(cfg.MTU)}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: cfg.podInterface(), PeerNamespace: netlink.NsFd(int(ns)), PeerMTU: uint32(cfg.MTU)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("adding veth %s: %w", cfg.HostLink, err)
 	}
@@ -246,12 +284,12 @@ func configurePodEnd(pod *netlink.Handle, inner netlink.Link, gatewayMAC net.Har
 	steps := []step{
 		{"setting lo up", func() error { return pod.LinkSetUp(lo) }},
 		{"setting the MTU", func() error { return pod.LinkSetMTU(inner, cfg.MTU) }},
-		{"setting " + podInterface + " up", func() error { return pod.LinkSetUp(inner) }},
+		{"setting " + cfg.podInterface() + " up", func() error { return pod.LinkSetUp(inner) }},
 	}
 	for _, a := range cfg.addresses() {
-		gateway, everything := podGateway4, netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		gateway, everything := PodGateway(a), netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if a.Is6() {
-			gateway, everything = podGateway6, netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
 		steps = append(steps,
 			// Nobody else can have the address, so it need not be asked for.

@@ -96,6 +96,15 @@ func TestCreatePodLink(t *testing.T) {
 			must(t, datapath.DeletePodLink("cw-pod"))
 		})
 	})
+	t.Run("the node's own namespace", func(t *testing.T) {
+		own := cfg
+		own.NetNS = host.path()
+		host.do(t, func() {
+			if _, err := datapath.CreatePodLink(own); err == nil {
+				t.Error("the node was connected as a pod")
+			}
+		})
+	})
 	t.Run("no such namespace", func(t *testing.T) {
 		cfg.NetNS = "/nowhere"
 		if _, err := create(); err == nil {

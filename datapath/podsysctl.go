@@ -38,7 +38,7 @@ func setPodSysctls(pod netns.NsHandle, cfg PodLinkConfig) error {
 	if !cfg.hasIPv6() {
 		return nil
 	}
-	link := "ipv6/conf/" + podInterface + "/"
+	link := "ipv6/conf/" + cfg.podInterface() + "/"
 	return inNamespace(pod, func() error {
 		return setSysctls([][2]string{
 			{"ipv6/conf/lo/disable_ipv6", "0"},

@@ -128,7 +128,7 @@ func DecodeHeartbeat(key string, value []byte) (Heartbeat, error) {
 	return h, nil
 }
 
-// DecodeSynced reads the mark of a node stored under its SyncedKey. The error is a sentence for people.
+// DecodeSynced reads the mark stored under a SyncedKey. The error is a sentence for people.
 func DecodeSynced(key string, value []byte) (Heartbeat, error) {
 	h, err := decodeSynced(key, value)
 	if err != nil {
@@ -149,7 +149,7 @@ func decodeSynced(key string, value []byte) (Heartbeat, error) {
 	if err != nil {
 		return Heartbeat{}, err
 	}
-	if h.Node != parts[1] {
+	if h.Node != parts[1] && parts[1] != ServicesMark {
 		return Heartbeat{}, fmt.Errorf("value is of node %s, but the key of %s", h.Node, quote(parts[1]))
 	}
 	return h, nil

@@ -60,8 +60,12 @@ func RefKey(cluster string, n Number, node string) string { return RefsPrefix(cl
 // SyncedPrefix starts the keys of a cluster's synced marks.
 func SyncedPrefix(cluster string) string { return kvstore.Prefix + "synced/" + cluster + "/" }
 
-// SyncedKey is where a node says that all it has to publish is in the store.
+// SyncedKey is where a node says that all it has to publish is in the store, and with ServicesMark for a node, whoever publishes the cluster's services.
 func SyncedKey(cluster, node string) string { return SyncedPrefix(cluster) + node }
+
+// ServicesMark is in the place of a node in the mark that is the cluster's own: that the services and slices are there which it has for others. It is
+// no DNS label, and so never a node's name.
+const ServicesMark = "_services"
 
 // splitKey returns the n parts after prefix.
 func splitKey(key, prefix string, n int) ([]string, error) {

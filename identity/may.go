@@ -116,18 +116,46 @@ func (c Channel) CheckService(s lb.Service) error {
 	return c.owns("service entry "+s.Name.String(), s.Cluster, ClusterID(s.ClusterID))
 }
 
-// CheckSlice tells why the channel may not offer these backends. The owner is the node that s.Node names, as accepted before.
+// CheckSlice tells why the channel may not offer these backends. The owner is the node that s.Node names, as accepted before; a slice that is the
+// cluster's has none, and is judged by its backends' nodes: those that are not accepted yet are for the caller to leave out.
 func (c Channel) CheckSlice(s lb.Slice, owner Node) error {
 	what := fmt.Sprintf("slice entry %s/%s", s.Service, s.Slice)
 	if err := c.owns(what, s.Cluster, ClusterID(s.ClusterID)); err != nil {
 		return err
 	}
 	for _, b := range s.Backends {
-		if err := checkOwner(what, b.Address, s.Cluster, s.Node, owner); err != nil {
+		err := error(nil)
+		if s.OfCluster() {
+			err = c.checkBackend(what, b.Address, b.Node)
+		} else {
+			err = checkOwner(what, b.Address, s.Cluster, s.Node, owner)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkBackend holds a backend that its cluster, and no node, vouches for to what a node could have said: it is a pod's address of that cluster and, if it
+// names a node, one of that node's. So a peer's service leads to nothing but the peer's own pods: not to another cluster's, nor to any machine that
+// only this cluster can reach.
+func (c Channel) checkBackend(what string, address netip.Addr, node string) error {
+	if !containsAddr(c.PodCIDRs, address) {
+		return fmt.Errorf("%s: address %s is outside of cluster %s's pod CIDRs %v: only its pods can be backends for other clusters", what, address, c.Cluster, c.PodCIDRs)
+	}
+	if node == "" || c.Nodes == nil {
+		return nil
+	}
+	if owner, ok := c.Nodes.ByName(NodeName{c.Cluster, node}); ok {
+		return checkOwner(what, address, c.Cluster, node, owner)
+	}
+	return nil
+}
+
+// CheckBackend tells why other clusters would refuse a slice of this cluster's that has the backend.
+func (c Channel) CheckBackend(b lb.Backend) error {
+	return c.checkBackend(fmt.Sprintf("slice %s", b.Slice), b.Address, b.Node)
 }
 
 // owns checks that an entry's cluster is the channel's, by name and by ID.

@@ -3,6 +3,8 @@ package identity
 import (
 	"net/netip"
 	"time"
+
+	"causeway/lb"
 )
 
 // Version orders the writings of one owner: a newer incarnation (start of
@@ -19,6 +21,12 @@ func (v Version) Newer(w Version) bool {
 		return v.Incarnation > w.Incarnation
 	}
 	return v.Sequence > w.Sequence
+}
+
+// VersionOf reads the version of a stored address or slice; false if the value can't be read.
+func VersionOf(value []byte) (v Version, ok bool) {
+	value, err := lb.Expand(value)
+	return v, err == nil && lb.Unmarshal(value, &v) == nil
 }
 
 // NodeName names a node in the mesh.

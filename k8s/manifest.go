@@ -1,4 +1,4 @@
-// Package k8s is the only place that knows Kubernetes' types: it reads ordinary Service manifests.
+// Package k8s is the only place that knows Kubernetes' types: it reads ordinary Service manifests, and is the source that follows an API server (Source).
 package k8s
 
 import (

@@ -49,6 +49,9 @@ func testContract(t *testing.T, start func(t *testing.T) *harness) {
 		"leased keys in a wiped store":      testLeaseWiped,
 		"close keeps leased keys":           testClose,
 		"a claimed key stays with the next": testClaimed,
+		"a held key goes with its lease":    testHold,
+		"a held key is given up":            testRelease,
+		"a held key in a wiped store":       testHoldWiped,
 		"quota of entries":                  testQuota,
 		"quota of bytes":                    testQuotaBytes,
 		"quota after compaction":            testQuotaCompacted,
@@ -383,6 +386,78 @@ func testClaimed(t *testing.T, h *harness) {
 	must(t, s.Put(ctx, "done", nil, Leased)) // waits until the keys are written again
 	if claimed, owned := get(t, s, "claimed"), get(t, s, "owned"); string(claimed.Value) != "second" || string(owned.Value) != "first" {
 		t.Fatalf("claimed is of the %s writer, owned of the %s", claimed.Value, owned.Value)
+	}
+}
+
+const holdTTL = 2 * time.Second
+
+func testHold(t *testing.T, h *harness) {
+	s, other := h.open(t), h.open(t)
+	ctx := t.Context()
+	held, err := s.Hold(ctx, "leader", []byte("first"), holdTTL)
+	must(t, err)
+	if e := get(t, other, "leader"); string(e.Value) != "first" || e.Revision != held.Revision {
+		t.Fatalf("it is there as %+v, held at revision %d", e, held.Revision)
+	}
+	if _, err := other.Hold(ctx, "leader", []byte("second"), holdTTL); !errors.Is(err, ErrConflict) {
+		t.Fatalf("a second holder: %v", err)
+	}
+	fenced := func() error {
+		return s.Txn(ctx, []Condition{{Key: "leader", Revision: held.Revision}}, []Op{{Kind: OpPut, Key: "work", Value: []byte("done")}})
+	}
+	must(t, fenced())
+	if _, err := s.Hold(ctx, "short", nil, time.Millisecond); err == nil {
+		t.Fatal("a lease that nobody could keep alive")
+	}
+	h.expire(t, func(direct Store) {
+		if _, err := direct.Get(ctx, "leader"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("after its lease it is there: %v", err)
+		}
+	})
+	select {
+	case <-held.Lost:
+	case <-time.After(20 * time.Second):
+		t.Fatal("its holder does not know that it is lost")
+	}
+	again, err := other.Hold(ctx, "leader", []byte("second"), holdTTL)
+	must(t, err)
+	if err := fenced(); !errors.Is(err, ErrConflict) {
+		t.Fatalf("a write of who held it before: %v", err)
+	}
+	must(t, held.Release(ctx))
+	if e := get(t, s, "leader"); e.Revision != again.Revision {
+		t.Fatalf("who held it before has given up what is another's: %+v", e)
+	}
+}
+
+func testRelease(t *testing.T, h *harness) {
+	s, other := h.open(t), h.open(t)
+	ctx := t.Context()
+	held, err := s.Hold(ctx, "leader", nil, time.Hour)
+	must(t, err)
+	must(t, held.Release(ctx))
+	<-held.Lost
+	next, err := other.Hold(ctx, "leader", nil, time.Hour)
+	must(t, err)
+	must(t, other.Close())
+	<-next.Lost
+	if keys := listKeys(t, s, ""); !slices.Equal(keys, []string{"leader"}) {
+		t.Fatalf("keys %v after its holder was closed, want it to go with its lease", keys)
+	}
+}
+
+func testHoldWiped(t *testing.T, h *harness) {
+	s := h.open(t)
+	held, err := s.Hold(t.Context(), "leader", nil, 3*time.Second)
+	must(t, err)
+	h.wipe(t)
+	select {
+	case <-held.Lost:
+	case <-time.After(40 * time.Second):
+		t.Fatal("its holder does not know that it is lost")
+	}
+	if keys := listKeys(t, s, ""); len(keys) > 0 {
+		t.Fatalf("keys %v: it was written again", keys)
 	}
 }
 

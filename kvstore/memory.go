@@ -28,6 +28,7 @@ type Memory struct {
 	reconnects   int
 	generation   int // of the store, as this client last knew it
 	lease        int64
+	holds        map[int64]chan struct{} // what this client holds, by its lease
 	owned        map[string]ownedKey
 	quota        Quota
 	excess       map[*memoryWatch]int // keys that watches leave out
@@ -201,6 +202,9 @@ func (m *Memory) Status() Status {
 func (m *Memory) Close() error {
 	m.store.mu.Lock()
 	m.closed = true
+	for lease := range m.holds {
+		m.loseHold(lease)
+	}
 	m.store.mu.Unlock()
 	m.cancel()
 	m.wg.Wait()
@@ -269,16 +273,63 @@ func (m *Memory) do(op Op, conds []Condition, revision int64) {
 	m.store.put(op.Key, op.Value, lease, revision)
 }
 
+// Hold implements Store. The key vanishes with ExpireLeases.
+func (m *Memory) Hold(ctx context.Context, key string, value []byte, ttl time.Duration) (*Held, error) {
+	if err := checkHold(ttl); err != nil {
+		return nil, fmt.Errorf("kvstore: hold %q: %w", key, err)
+	}
+	s := m.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := m.usable(ctx); err != nil {
+		return nil, m.requestError("hold", key, err)
+	}
+	if !s.holds(Condition{Key: key}) {
+		return nil, m.requestError("hold", key, ErrConflict)
+	}
+	lease, lost := s.grant(), make(chan struct{})
+	m.holds[lease] = lost
+	s.put(key, value, lease, s.revision+1)
+	s.announce()
+	return &Held{Revision: s.revision, Lost: lost, release: func(ctx context.Context) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		m.loseHold(lease)
+		if err := m.usable(ctx); err != nil {
+			return m.requestError("release", key, err)
+		}
+		delete(s.leases, lease)
+		if s.keys[key].lease == lease {
+			s.delete(key, s.revision+1)
+			s.announce()
+		}
+		return nil
+	}}, nil
+}
+
+// loseHold notes that what hangs on the lease is held no more.
+func (m *Memory) loseHold(lease int64) {
+	if lost, ok := m.holds[lease]; ok {
+		close(lost)
+		delete(m.holds, lease)
+	}
+}
+
 func (m *Memory) ensureLease() {
 	if m.lease == 0 || !m.store.leases[m.lease] {
 		m.lease = m.store.grant()
 	}
 }
 
-// recover does what a session does once it has contact again: if the lease is lost,
+// recover does what a session does once it has contact again: what was held on leases that are gone is lost; if its own lease is,
 // or the store another one, it writes the owned keys again.
 func (m *Memory) recover() {
 	s := m.store
+	for lease := range m.holds {
+		if !s.leases[lease] {
+			m.loseHold(lease)
+		}
+	}
 	if m.closed || m.lease == 0 || s.leases[m.lease] && m.generation == s.generation {
 		return
 	}
@@ -330,7 +381,7 @@ func (k memoryKey) entry(key string) Entry {
 }
 
 func (s *memoryStore) client() *Memory {
-	m := &Memory{store: s, owned: make(map[string]ownedKey), excess: make(map[*memoryWatch]int), generation: s.generation, lastContact: time.Now()}
+	m := &Memory{store: s, owned: make(map[string]ownedKey), excess: make(map[*memoryWatch]int), holds: make(map[int64]chan struct{}), generation: s.generation, lastContact: time.Now()}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	s.clients = append(s.clients, m)
 	return m

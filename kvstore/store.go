@@ -139,6 +139,9 @@ type Store interface {
 	// Txn does all ops at once if all conditions hold, otherwise returns ErrConflict. There may
 	// be at most 128 of each, and no two ops on one key.
 	Txn(ctx context.Context, conds []Condition, ops []Op) error
+	// Hold creates key, if it does not exist, on a lease of its own: it vanishes a ttl after this process does, or loses the store, and is then not
+	// written again. Otherwise it returns ErrConflict. It is for keys that say who does something on behalf of all.
+	Hold(ctx context.Context, key string, value []byte, ttl time.Duration) (*Held, error)
 	// Watch delivers everything under prefix and then its changes, in
 	// order and without gaps, until ctx ends or the Store is closed, whereupon the
 	// channel is closed. It survives disconnection, compaction and a restarted
@@ -153,6 +156,21 @@ type Store interface {
 	// lease runs out, so that a restarting agent finds its keys in place.
 	Close() error
 }
+
+// Held is a key that Store.Hold has created.
+type Held struct {
+	// Revision that the key was created at. Whatever is written on the condition that the key still has it is written by who holds it, however long the
+	// writer was stopped before.
+	Revision int64
+	// Lost is closed when the key is known, or has to be taken, to be held no more: its lease is gone, or could not be renewed for its whole time. That
+	// somebody deletes or overwrites the key does not show here.
+	Lost <-chan struct{}
+
+	release func(context.Context) error
+}
+
+// Release gives the key up: it is gone when Release returns without an error, and soon otherwise.
+func (h *Held) Release(ctx context.Context) error { return h.release(ctx) }
 
 // Status of a Store's connection, as of now.
 type Status struct {

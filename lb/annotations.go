@@ -25,6 +25,9 @@ var annotationValues = map[string][]string{
 	AnnotationL7Algorithm: {string(RoundRobin), string(LeastRequest), string(Random)},
 }
 
+// annotationPrefixes begin the names of all annotations that have a meaning here.
+var annotationPrefixes = []string{"service.cilium.io/", "causeway.io/"}
+
 // oldAnnotations are names that Cilium once had for the known keys.
 var oldAnnotations = map[string]string{
 	"io.cilium/global-service":   AnnotationGlobal,
@@ -88,7 +91,7 @@ func checkAnnotation(annotations map[string]string, key string) error {
 	}
 	allowed, known := annotationValues[key]
 	if !known {
-		for _, prefix := range []string{"service.cilium.io/", "causeway.io/"} {
+		for _, prefix := range annotationPrefixes {
 			if strings.HasPrefix(key, prefix) {
 				return fmt.Errorf("annotation %s is not known; known of %s are %s", quote(key), prefix, strings.Join(knownAnnotations(prefix), ", "))
 			}

@@ -189,8 +189,13 @@ func checkOwner(cluster string, id uint8, service Name) error {
 	return CheckName("service's name", service.Name)
 }
 
-// EncodeSlice returns the stored form of s, for its Key.
-func EncodeSlice(s Slice) []byte { return encode(s) }
+// EncodeSlice returns the stored form of s, for its Key. That of the cluster's is compressed: a full one has 10 KB as JSON, and about 2 KB so.
+func EncodeSlice(s Slice) []byte {
+	if s.OfCluster() {
+		return compress(encode(s))
+	}
+	return encode(s)
+}
 
 // DecodeSlice reads the slice stored under key. What it returns is complete and bounded, and its key says the
 // same as its fields. The error is a sentence for people.
@@ -207,11 +212,14 @@ func decodeSlice(key string, value []byte) (Slice, error) {
 	if err != nil {
 		return Slice{}, err
 	}
+	if value, err = Expand(value); err != nil {
+		return Slice{}, err
+	}
 	var s Slice
 	if err := Unmarshal(value, &s); err != nil {
 		return Slice{}, err
 	}
-	if err := checkSlice(s); err != nil {
+	if err := CheckSlice(s); err != nil {
 		return Slice{}, err
 	}
 	if s.Key() != key {
@@ -221,15 +229,13 @@ func decodeSlice(key string, value []byte) (Slice, error) {
 	return s, nil
 }
 
-func checkSlice(s Slice) error {
+// CheckSlice tells what is wrong with a slice by itself, before it is stored and after it was read.
+func CheckSlice(s Slice) error {
 	if err := checkOwner(s.Cluster, s.ClusterID, s.Service); err != nil {
 		return err
 	}
-	if err := CheckName("node", s.Node); err != nil {
+	if err := checkSliceName(s); err != nil {
 		return err
-	}
-	if _, ok := sliceIndex(s.Node, s.Slice); !ok {
-		return fmt.Errorf("slice name %s is neither %s nor %s.NUMBER", quote(s.Slice), s.Node, s.Node)
 	}
 	if s.Incarnation == 0 {
 		return errors.New("incarnation is missing")
@@ -237,7 +243,24 @@ func checkSlice(s Slice) error {
 	if err := checkBackendPorts(s.Ports); err != nil {
 		return err
 	}
-	return checkBackends(s.Backends)
+	return checkBackends(s)
+}
+
+func checkSliceName(s Slice) error {
+	if s.OfCluster() {
+		name, marked := strings.CutPrefix(s.Slice, clusterSliceMark)
+		if !marked || !isSubdomain(name) {
+			return fmt.Errorf("slice name %s of no node's is not \"_\" and a DNS subdomain (1 to 253 of a-z, 0-9, \"-\" and \".\")", quote(s.Slice))
+		}
+		return nil
+	}
+	if err := CheckName("node", s.Node); err != nil {
+		return err
+	}
+	if _, ok := sliceIndex(s.Node, s.Slice); !ok {
+		return fmt.Errorf("slice name %s is neither %s nor %s.NUMBER", quote(s.Slice), s.Node, s.Node)
+	}
+	return nil
 }
 
 func checkBackendPorts(ports []BackendPort) error {
@@ -257,12 +280,12 @@ func checkBackendPorts(ports []BackendPort) error {
 	return nil
 }
 
-func checkBackends(backends []SliceBackend) error {
-	if len(backends) == 0 || len(backends) > MaxSliceBackends {
-		return fmt.Errorf("%d backends, 1 to %d are allowed", len(backends), MaxSliceBackends)
+func checkBackends(s Slice) error {
+	if len(s.Backends) == 0 || len(s.Backends) > MaxSliceBackends {
+		return fmt.Errorf("%d backends, 1 to %d are allowed", len(s.Backends), MaxSliceBackends)
 	}
-	seen := make(map[netip.Addr]bool, len(backends))
-	for _, b := range backends {
+	seen := make(map[netip.Addr]bool, len(s.Backends))
+	for _, b := range s.Backends {
 		if err := CheckAddress(b.Address); err != nil {
 			return fmt.Errorf("backend: %w", err)
 		}
@@ -270,14 +293,31 @@ func checkBackends(backends []SliceBackend) error {
 			return fmt.Errorf("backend %s is given twice", b.Address)
 		}
 		seen[b.Address] = true
-		if b.Endpoint == "" {
-			continue
-		}
-		if err := CheckEndpoint(b.Endpoint); err != nil {
+		if err := checkBackend(s, b); err != nil {
 			return fmt.Errorf("backend %s: %w", b.Address, err)
 		}
 	}
 	return nil
+}
+
+func checkBackend(s Slice, b SliceBackend) error {
+	if b.Endpoint != "" {
+		if err := CheckEndpoint(b.Endpoint); err != nil {
+			return err
+		}
+	}
+	if b.Hostname != "" {
+		if err := CheckName("hostname", b.Hostname); err != nil {
+			return err
+		}
+	}
+	switch {
+	case b.Node == "" || b.Node == s.Node:
+		return nil
+	case !s.OfCluster():
+		return fmt.Errorf("it is said to be on node %s, in a slice of node %s's", quote(b.Node), s.Node)
+	}
+	return CheckName("node", b.Node)
 }
 
 // entryName is the part of a key that tells the entry from others of its kind, for errors.

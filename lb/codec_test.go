@@ -267,6 +267,8 @@ func FuzzDecodeService(f *testing.F) {
 func FuzzDecodeSlice(f *testing.F) {
 	f.Add(sliceKey, []byte(sliceValue))
 	f.Add(sliceKey, []byte(strings.Replace(sliceValue, `{"ip":"10.1.1.6"}`, `{"ip":"fd00:10:1::5","endpoint":"web/shop-1"}`, 1)))
+	f.Add(clusterSliceKey, []byte(clusterSliceValue))
+	f.Add(clusterSliceKey, compress([]byte(clusterSliceValue)))
 	f.Add("causeway/v1/slices////", []byte(`{}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s, err := DecodeSlice(key, value)

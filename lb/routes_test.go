@@ -37,6 +37,8 @@ func TestRoutes(t *testing.T) {
 			"web/shop:rpc/TCP 90 'h2c' 2, web/shop:rpc/TCP/IPv6 90 'h2c' 2, web/shop:web/TCP 80 '' 2, web/shop:web/TCP/IPv6 80 '' 2"},
 		{"a port that another cluster has", inEast(declared(1, annotated()), declared(2, three)),
 			"web/shop:http/TCP 80 '' 2, web/shop:rpc/TCP 90 'h2c' 2, web/shop:web/TCP 80 '' 2"},
+		{"clients stay on their node", inEast(declared(1, annotated(), func(s *Service) { s.InternalLocal = true })), "web/shop:http/TCP/node-local 80 '' 2"},
+		{"headless", inEast(declared(1, annotated(), func(s *Service) { s.Headless, s.ClusterIPs = true, nil })), ""},
 		{"does not parse", inEast(declared(2, annotated(AnnotationL7Retries, "lots"))), ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

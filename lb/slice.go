@@ -3,6 +3,7 @@ package lb
 import (
 	"cmp"
 	"net/netip"
+	"strings"
 )
 
 // MaxSliceBackends bounds the backends of one slice, so that one backend's change writes a few
@@ -16,7 +17,8 @@ type Slice struct {
 	Cluster   string `json:"cluster"`
 	ClusterID uint8  `json:"clusterID"`
 	Service   Name   `json:"service"`
-	// Slice names it within the service: the node's name, or Kubernetes' name for it; for further ones followed by "." and 1, 2, …
+	// Slice names it within the service: the node's name, or "_" and Kubernetes' name for it, which is never a node's; for further ones followed by
+	// "." and 1, 2, …
 	Slice string `json:"slice"`
 	// Node whose it is; "" if it is the cluster's.
 	Node string `json:"node,omitempty"`
@@ -41,6 +43,18 @@ type SliceBackend struct {
 
 // OfCluster tells whether the slice is the cluster's, not a node's.
 func (s *Slice) OfCluster() bool { return s.Node == "" }
+
+// clusterSliceMark begins the names of slices that are the cluster's, and never that of a node.
+const clusterSliceMark = "_"
+
+// ClusterSliceName returns what the cluster's slice is called that Kubernetes, and so the rows of the own cluster, know by name.
+func ClusterSliceName(name string) string { return clusterSliceMark + name }
+
+// OfClusterKey tells whether a key is that of a slice that is the cluster's.
+func OfClusterKey(key string) bool {
+	parts, err := splitKey(key, "slices", 4)
+	return err == nil && strings.HasPrefix(parts[3], clusterSliceMark)
+}
 
 // Key returns where the slice is stored.
 func (s *Slice) Key() string { return SliceKey(s.Cluster, s.Service, s.Slice) }

@@ -3,6 +3,7 @@ package lb
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -71,38 +72,23 @@ func SlicesFor(node string, svc Service, endpoints []EndpointView, previous []Sl
 	return result
 }
 
-// place distributes the wanted backends over slices by index, emptying wanted.
+// place distributes the wanted backends over slices by index.
 func place(node string, wanted map[netip.Addr]SliceBackend, previous []Slice) [][]SliceBackend {
-	var placed [][]SliceBackend
-	add := func(index int, b SliceBackend) {
-		for len(placed) <= index {
-			placed = append(placed, nil)
-		}
-		placed[index] = append(placed[index], b)
-	}
+	was := map[netip.Addr]int{}
 	for _, p := range previous {
-		index, ok := sliceIndex(node, p.Slice)
-		if !ok {
-			continue
-		}
-		for _, old := range p.Backends {
-			if b, ok := wanted[old.Address]; ok {
-				add(index, b)
-				delete(wanted, old.Address)
+		if index, ok := sliceIndex(node, p.Slice); ok {
+			for _, old := range p.Backends {
+				was[old.Address] = index
 			}
 		}
 	}
-	fresh := make([]SliceBackend, 0, len(wanted))
-	for _, b := range wanted {
-		fresh = append(fresh, b)
-	}
-	slices.SortFunc(fresh, func(a, b SliceBackend) int { return a.Address.Compare(b.Address) })
-	index := 0
-	for _, b := range fresh {
-		for index < len(placed) && len(placed[index]) >= MaxSliceBackends {
-			index++
+	addresses := slices.Collect(maps.Keys(wanted))
+	var placed [][]SliceBackend
+	for i, index := range Parts(addresses, func(a netip.Addr) (int, bool) { index, ok := was[a]; return index, ok }) {
+		for len(placed) <= index {
+			placed = append(placed, nil)
 		}
-		add(index, b)
+		placed[index] = append(placed[index], wanted[addresses[i]])
 	}
 	return placed
 }

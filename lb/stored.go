@@ -13,7 +13,7 @@ import (
 // What every stored value of Causeway must pass. It stands in this package, the lowest one
 // that has stored values, so that identity's decoders can use it too.
 
-// MaxValue bounds a stored value, in bytes. The largest that Causeway writes, a slice of
+// MaxValue bounds a stored value, in bytes, as JSON. The largest that Causeway writes, a slice of
 // MaxSliceBackends, is about a fifth of it.
 const MaxValue = 64 << 10
 
@@ -57,11 +57,13 @@ func CheckEndpoint(endpoint string) error {
 	if err := CheckName("endpoint's namespace", namespace); err != nil {
 		return err
 	}
-	if len(name) > 253 || !dnsSubdomain.MatchString(name) {
+	if !isSubdomain(name) {
 		return fmt.Errorf("endpoint's name %s is not a DNS subdomain (1 to 253 of a-z, 0-9, \"-\" and \".\")", quote(name))
 	}
 	return nil
 }
+
+func isSubdomain(name string) bool { return len(name) <= 253 && dnsSubdomain.MatchString(name) }
 
 // CheckAddress refuses an address that cannot be one machine's or pod's in the mesh.
 func CheckAddress(a netip.Addr) error {

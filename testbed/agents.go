@@ -40,6 +40,9 @@ func (b *Bed) writeAgentConfig(s *State, c ClusterState, n NodeState, o *Options
 		Cgroup:   s.cgroup(cgroupNode(c.Name, n.Name)),
 		LogLevel: o.LogLevel,
 	}
+	if o.Kubernetes {
+		cfg.Kubernetes.Kubeconfig = b.agentKubeconfig(c.Name, n.Name)
+	}
 	if o.AssignIDs {
 		cfg.Cluster.ID = 0
 	}

@@ -34,10 +34,14 @@ type Options struct {
 	EncryptionOf map[string]identity.Encryption
 	// Unconnected: the clusters are not joined.
 	Unconnected bool
+	// Kubernetes: each cluster is a Kubernetes cluster, with a control plane and a kubelet on each node.
+	Kubernetes bool
+	// KubernetesProgram is what testbed/kubernetes builds; empty: it is built from the checkout that the working directory is in, once.
+	KubernetesProgram string
 	// Ephemeral ties the bed to this process: when it has died, whoever comes next may
 	// clean up. Otherwise a bed stays until it is taken down.
 	Ephemeral bool
-	// Timeout for the whole of Up; zero: 30 s, and 0.5 s more for every node.
+	// Timeout for the whole of Up; zero: 30 s, and 0.5 s more for every node; with Kubernetes 90 s more.
 	Timeout time.Duration
 	// Progress, if set, is told what has been done, one call at a time.
 	Progress func(Event)
@@ -89,6 +93,9 @@ func (b *Bed) ID() string { return b.id }
 
 // State returns what the bed has recorded.
 func (b *Bed) State() (*State, error) { return b.readState() }
+
+// BinDir returns the directory of the bed's programs.
+func (b *Bed) BinDir() string { return b.binDir() }
 
 // Client returns a client for the agent of a node. Its Close is the caller's.
 func (b *Bed) Client(cluster, node string) *api.Client {

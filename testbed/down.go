@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -176,8 +177,11 @@ func (s *State) processes() []*Process {
 	var ps []*Process
 	for _, c := range s.Clusters {
 		ps = append(ps, c.KVStore.Process)
+		if c.Kubernetes != nil {
+			ps = slices.AppendSeq(ps, maps.Values(c.Kubernetes.Processes))
+		}
 		for _, n := range c.Nodes {
-			ps = append(ps, n.Agent)
+			ps = append(ps, n.Agent, n.Kubelet)
 		}
 	}
 	for _, p := range s.Pods {

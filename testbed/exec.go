@@ -58,7 +58,7 @@ func (b *Bed) startExec(ctx context.Context, t Target, argv []string, io Stdio) 
 	}
 	defer cg.Close()
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Args, cmd.Env = argv, b.environ(pl.socket)
+	cmd.Args, cmd.Env = argv, pl.environ(b.layout)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = io.In, io.Out, io.Err
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -89,7 +89,7 @@ func (b *Bed) Become(t Target, argv []string) error {
 	if err := os.WriteFile(filepath.Join(pl.cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
 		return fmt.Errorf("entering the cgroup of %s: %w", t, err)
 	}
-	if err := syscall.Exec(path, argv, b.environ(pl.socket)); err != nil {
+	if err := syscall.Exec(path, argv, pl.environ(b.layout)); err != nil {
 		return fmt.Errorf("%s %w at %s: %w", argv[0], ErrCannotRun, t, err)
 	}
 	return nil

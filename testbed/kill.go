@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,28 +23,33 @@ const (
 	// kindWireGuard and kindProxy can only be killed: the agent starts them.
 	kindWireGuard = "wireguard"
 	kindProxy     = "proxy"
+	// What Kubernetes adds.
+	kindKubelet           = "kubelet"
+	kindAPIServer         = partAPIServer
+	kindControllerManager = partControllerManager
+	kindScheduler         = partScheduler
 )
 
 // Victim names what Kill and Start work on.
 type Victim struct {
-	Kind    string // "agent", "kvstore", "node", "cluster", "wireguard" or "proxy"
+	Kind    string // "agent", "kvstore", "node", "cluster", "wireguard", "proxy", "kubelet", "apiserver", "controller-manager" or "scheduler"
 	Cluster string
-	Node    string // empty for a kvstore and a cluster
+	Node    string // empty for what is a cluster's
 }
 
-// ParseVictim reads agent CLUSTER/NODE, kvstore CLUSTER, node CLUSTER/NODE, cluster CLUSTER, wireguard CLUSTER/NODE, or proxy CLUSTER/NODE.
+// ParseVictim reads a kind, and a CLUSTER or CLUSTER/NODE, whichever such a thing is of.
 func ParseVictim(kind, where string) (Victim, error) {
 	switch kind {
-	case kindKVStore, kindCluster:
+	case kindKVStore, kindCluster, kindAPIServer, kindControllerManager, kindScheduler:
 		if err := validateCluster(where); err != nil {
 			return Victim{}, fmt.Errorf("name the cluster that is meant: %w", err)
 		}
 		return Victim{Kind: kind, Cluster: where}, nil
-	case kindAgent, kindNode, kindWireGuard, kindProxy:
+	case kindAgent, kindNode, kindWireGuard, kindProxy, kindKubelet:
 		n, err := ParseNode(where)
 		return Victim{Kind: kind, Cluster: n.Cluster, Node: n.Node}, err
 	}
-	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore, node, cluster, wireguard or proxy", kind)
+	return Victim{}, fmt.Errorf("%q is nothing that can be killed and started: write agent, kvstore, node, cluster, wireguard, proxy, kubelet, apiserver, controller-manager or scheduler", kind)
 }
 
 func (v Victim) String() string {
@@ -79,6 +85,17 @@ func (b *Bed) killAt(ctx context.Context, v Victim) (at time.Time, err error) {
 				return err
 			}
 			return b.killProcess(ctx, s.cgroup(cgroupAgent(v.Cluster, v.Node)), n.Agent, v)
+		case kindKubelet:
+			n, err := s.node(v.Cluster, v.Node)
+			if err != nil {
+				return err
+			}
+			if c.Kubernetes == nil {
+				return errNoKubernetes
+			}
+			return b.killProcess(ctx, s.cgroup(cgroupKubelet(v.Cluster, v.Node)), n.Kubelet, v)
+		case kindAPIServer, kindControllerManager, kindScheduler:
+			return b.killPart(ctx, s, c, v)
 		}
 		m, err := s.machines(v, false)
 		if err != nil {
@@ -161,18 +178,31 @@ func (b *Bed) powerOff(ctx context.Context, s *State, m machines) (time.Time, er
 		errs.run(func() error { return killCgroup(ctx, s.cgroup(cgroupNode(m.cluster.Name, n.Name))) })
 	}
 	if m.store {
-		errs.run(func() error { return killCgroup(ctx, s.cgroup(cgroupKVStore(m.cluster.Name))) })
-	}
-	err := errs.wait()
-	for _, n := range m.nodes {
-		if n.Agent != nil {
-			b.exits.of(*n.Agent)
+		for _, cgroup := range s.storeCgroups(m.cluster) {
+			errs.run(func() error { return killCgroup(ctx, cgroup) })
 		}
 	}
-	if p := m.cluster.KVStore.Process; m.store && p != nil {
+	err := errs.wait()
+	for _, p := range m.processes() {
 		b.exits.of(*p)
 	}
 	return at, err
+}
+
+// processes of the machines that the bed has started.
+func (m machines) processes() (ps []*Process) {
+	for _, n := range m.nodes {
+		ps = append(ps, n.Agent, n.Kubelet)
+	}
+	if m.store {
+		ps = append(ps, m.cluster.KVStore.Process)
+		if k := m.cluster.Kubernetes; k != nil {
+			for _, part := range controlPlane {
+				ps = append(ps, k.Processes[part])
+			}
+		}
+	}
+	return slices.DeleteFunc(ps, func(p *Process) bool { return p == nil })
 }
 
 // setDown records that the machines are down, or no more.
@@ -213,6 +243,8 @@ func (b *Bed) startAt(ctx context.Context, v Victim, begun func(time.Time)) erro
 			return b.startCluster(ctx, s, v, begun)
 		case kindKVStore:
 			return b.restartKVStore(ctx, s, c, v, begun)
+		case kindAPIServer, kindControllerManager, kindScheduler:
+			return b.restartPart(ctx, s, c, v, begun)
 		case kindWireGuard, kindProxy:
 			return fmt.Errorf("%v is started by the node's agent, as soon as that runs", v)
 		}
@@ -227,8 +259,13 @@ func (b *Bed) startAt(ctx context.Context, v Victim, begun func(time.Time)) erro
 			return b.startNode(ctx, s, v, begun)
 		case n.Down:
 			return fmt.Errorf("the node of %v is down; start it with: clustermesh testbed start node %s/%s", v, v.Cluster, v.Node)
-		case n.Agent.alive():
+		case v.Kind == kindKubelet && c.Kubernetes == nil:
+			return errNoKubernetes
+		case v.Kind == kindKubelet && n.Kubelet.alive(), v.Kind == kindAgent && n.Agent.alive():
 			return fmt.Errorf("%v runs already", v)
+		case v.Kind == kindKubelet:
+			begun(time.Now())
+			return b.startKubelet(ctx, s, c, n)
 		}
 		begun(time.Now())
 		return b.restartAgent(ctx, s, v.Cluster, v.Node)
@@ -308,7 +345,20 @@ func (b *Bed) startNode(ctx context.Context, s *State, v Victim, begun func(time
 		return err
 	}
 	begun(time.Now())
-	return b.restartAgent(ctx, s, v.Cluster, v.Node)
+	return b.restartNode(ctx, s, m.cluster, m.nodes[0])
+}
+
+// restartNode starts what of a node does not run but its pods: its agent, then its kubelet.
+func (b *Bed) restartNode(ctx context.Context, s *State, c *ClusterState, n *NodeState) error {
+	if !n.Agent.alive() {
+		if err := b.restartAgent(ctx, s, c.Name, n.Name); err != nil {
+			return err
+		}
+	}
+	if c.Kubernetes == nil || n.Kubelet.alive() {
+		return nil
+	}
+	return b.startKubelet(ctx, s, c, n)
 }
 
 // startCluster starts all of a cluster that does not run: what was on machines that are down in the order of startNode, and
@@ -318,14 +368,15 @@ func (b *Bed) startCluster(ctx context.Context, s *State, v Victim, begun func(t
 	if err != nil {
 		return err
 	}
-	var agents []string
-	for _, n := range m.cluster.Nodes {
-		if !n.Agent.alive() {
-			agents = append(agents, n.Name)
+	var nodes []*NodeState
+	for i := range m.cluster.Nodes {
+		n := &m.cluster.Nodes[i]
+		if !n.Agent.alive() || m.cluster.Kubernetes != nil && !n.Kubelet.alive() {
+			nodes = append(nodes, n)
 		}
 	}
 	storeRuns := m.cluster.KVStore.Process.alive()
-	if m.none() && storeRuns && len(agents) == 0 {
+	if m.none() && storeRuns && len(nodes) == 0 && len(m.cluster.Kubernetes.stopped()) == 0 {
 		return fmt.Errorf("%v is not down: all of it runs", v)
 	}
 	if err := b.startPods(ctx, s, m); err != nil {
@@ -341,8 +392,9 @@ func (b *Bed) startCluster(ctx context.Context, s *State, v Victim, begun func(t
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, node := range agents {
-		g.Go(func() error { return b.restartAgent(ctx, s, v.Cluster, node) })
+	g.Go(func() error { return b.restartKubernetes(ctx, s, m.cluster) })
+	for _, n := range nodes {
+		g.Go(func() error { return b.restartNode(ctx, s, m.cluster, n) })
 	}
 	return g.Wait()
 }

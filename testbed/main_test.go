@@ -52,6 +52,9 @@ func TestMain(m *testing.M) {
 	}
 	binaryDir = dir
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := takeKubernetesDown(); err != nil {
+			code = max(code, report(err))
+		}
 		os.RemoveAll(dir)
 		os.Exit(code)
 	}))

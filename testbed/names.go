@@ -33,8 +33,10 @@ const (
 
 	kvstoreName  = "kvstore"
 	underlayName = "underlay"
-	kvstorePort  = 2379
-	underlayMTU  = 1500
+	// kubeconfigName is the file with the contexts of a bed with Kubernetes.
+	kubeconfigName = "kubeconfig"
+	kvstorePort    = 2379
+	underlayMTU    = 1500
 )
 
 // layout derives every name of a bed from its directory: files, namespaces, cgroups.
@@ -172,7 +174,7 @@ func validateName(kind, name string, limit int) error {
 }
 
 // reservedClusters are taken by files and targets of the bed itself.
-var reservedClusters = []string{"bin", "cgroup", underlayName, kvstoreName}
+var reservedClusters = []string{"bin", "cgroup", underlayName, kvstoreName, kubeconfigName}
 
 func validateCluster(name string) error {
 	if err := validateName("cluster", name, maxClusterName); err != nil {
@@ -229,6 +231,9 @@ func (o *Options) validate(l layout) error {
 	}
 	if strings.ContainsAny(l.dir, " \t\n\\") {
 		return errors.New("the test-bed's directory must not contain white space or backslashes")
+	}
+	if o.KubernetesProgram != "" && !o.Kubernetes {
+		return errors.New("a program for Kubernetes is named, and no Kubernetes is asked for: add --kubernetes")
 	}
 	return errors.Join(o.Underlay.validate(), o.validateEncryption())
 }

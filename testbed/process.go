@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,10 +104,11 @@ func (p *Process) waitGone(ctx context.Context) bool {
 type spec struct {
 	argv   []string
 	env    []string
-	netns  string // name of its network namespace
-	cgroup string // directory of its cgroup
-	log    string // file that gets its output, appended
-	binDir string // searched for argv[0] before PATH
+	netns  string     // name of its network namespace; empty: this process's own
+	cgroup string     // directory of its cgroup
+	log    string     // file that gets its output, appended
+	binDir string     // searched for argv[0] before PATH
+	files  []*os.File // inherited, from descriptor 3 on
 }
 
 // spawn starts a process in a session of its own. The caller should reap it if it stays around; otherwise init does.
@@ -128,11 +130,15 @@ func spawn(s spec) (*Process, error) {
 
 	cmd := exec.Command(path)
 	cmd.Args, cmd.Env, cmd.Dir = s.argv, s.env, "/"
-	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, s.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cg.Fd())}
-	// The child inherits the namespace of the thread that forks it.
-	if err := inNS(s.netns, cmd.Start); err != nil {
-		return nil, fmt.Errorf("starting %s in %s: %w", s.argv[0], s.netns, err)
+	start := cmd.Start
+	if s.netns != "" {
+		// The child inherits the namespace of the thread that forks it.
+		start = func() error { return inNS(s.netns, cmd.Start) }
+	}
+	if err := start(); err != nil {
+		return nil, fmt.Errorf("starting %s in %s: %w", s.argv[0], cmp.Or(s.netns, "this network namespace"), err)
 	}
 	defer cmd.Process.Release()
 	return processOf(cmd.Process.Pid)

@@ -59,6 +59,8 @@ type ClusterState struct {
 	Nodes   []NodeState        `json:"nodes"`
 	// Encryption is what its nodes encrypt, as configured.
 	Encryption identity.Encryption `json:"encryption"`
+	// Kubernetes of the cluster, if the bed was brought up with it.
+	Kubernetes *KubernetesState `json:"kubernetes,omitempty"`
 }
 
 // KVStoreState is a cluster's etcd.
@@ -76,6 +78,7 @@ type NodeState struct {
 	// PodCIDRs of the node: IPv4, IPv6.
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	Agent    *Process       `json:"agent,omitempty"`
+	Kubelet  *Process       `json:"kubelet,omitempty"`
 	// ClockOffset is how far the agent's clock is ahead of the machine's.
 	ClockOffset time.Duration `json:"clockOffset,omitempty"`
 	// Down is set by Kill of the node or of its cluster: its link is down.
@@ -116,6 +119,9 @@ func newState(l layout, o *Options) (*State, error) {
 	}
 	for i, name := range o.Clusters {
 		c := ClusterState{Name: name, ID: identity.ClusterID(i + 1), Encryption: o.encryptionOf(name)}
+		if o.Kubernetes {
+			c.Kubernetes = new(KubernetesState)
+		}
 		c.KVStore.Address = s.Underlay.kvstoreAddress(c.ID)
 		for n := 1; n <= o.Nodes; n++ {
 			c.Nodes = append(c.Nodes, NodeState{Name: nodeName(n), Address: s.Underlay.nodeAddress(c.ID, n), PodCIDRs: nodePodCIDRs(c.ID, n)})

@@ -44,6 +44,8 @@ type ClusterStatus struct {
 	Encryption identity.Encryption `json:"encryption"`
 	KVStore    ProcessStatus       `json:"kvstore"`
 	Nodes      []NodeStatus        `json:"nodes"`
+	// Kubernetes of the cluster, if it has one.
+	Kubernetes *KubernetesStatus `json:"kubernetes,omitempty"`
 }
 
 // ProcessStatus is a store, or the part of a node that every process has.
@@ -99,6 +101,12 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 			KVStore: processStatus(c.KVStore.Process, c.KVStore.Address, b.kvstoreNS(c.Name), b.kvstoreLog(c.Name)),
 			Nodes:   make([]NodeStatus, len(c.Nodes)),
 		}
+		if c.Kubernetes != nil {
+			g.Go(func() error {
+				st.Clusters[i].Kubernetes = b.kubernetesStatus(ctx, &c)
+				return nil
+			})
+		}
 		for j, n := range c.Nodes {
 			g.Go(func() error {
 				st.Clusters[i].Nodes[j] = b.nodeStatus(ctx, s, c.Name, n)
@@ -108,7 +116,7 @@ func (b *Bed) Status(ctx context.Context) (*Status, error) {
 	}
 	_ = g.Wait()
 	for _, c := range st.Clusters {
-		st.OK = st.OK && c.KVStore.Alive
+		st.OK = st.OK && c.KVStore.Alive && (c.Kubernetes == nil || len(c.Kubernetes.Problems) == 0)
 		for _, n := range c.Nodes {
 			st.OK = st.OK && n.OK
 		}

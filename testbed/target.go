@@ -3,6 +3,7 @@ package testbed
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -49,6 +50,19 @@ type place struct {
 	netns  string
 	cgroup string
 	socket string // of the node's agent, if the target is a node
+	// kubeconfig of the cluster, if it has Kubernetes and the target is one of its machines.
+	kubeconfig string
+}
+
+// environ is the environment of commands there.
+func (pl place) environ(l layout) []string {
+	env := l.environ(pl.socket)
+	if pl.kubeconfig == "" {
+		return env
+	}
+	env = slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "KUBECONFIG=") })
+	// What kubectl learns of an API server is that bed's alone: the next one has the same addresses.
+	return append(env, "KUBECONFIG="+pl.kubeconfig, "KUBECACHEDIR="+filepath.Join(filepath.Dir(pl.kubeconfig), "cache"))
 }
 
 func (b *Bed) find(s *State, t Target) (place, error) {
@@ -66,13 +80,18 @@ func (b *Bed) find(s *State, t Target) (place, error) {
 			return place{}, err
 		}
 		return place{
-			netns:  b.nodeNS(t.Cluster, t.Node),
-			cgroup: s.cgroup(t.Cluster, t.Node, "exec"),
-			socket: b.socket(t.Cluster, t.Node),
+			netns:      b.nodeNS(t.Cluster, t.Node),
+			cgroup:     s.cgroup(t.Cluster, t.Node, "exec"),
+			socket:     b.socket(t.Cluster, t.Node),
+			kubeconfig: b.kubeconfigOf(s, t.Cluster),
 		}, nil
 	}
 	if _, err := s.cluster(t.Cluster); err != nil {
 		return place{}, err
 	}
-	return place{netns: b.kvstoreNS(t.Cluster), cgroup: s.cgroup(filepath.Join(t.Cluster, kvstoreName, "exec"))}, nil
+	return place{
+		netns:      b.kvstoreNS(t.Cluster),
+		cgroup:     s.cgroup(filepath.Join(t.Cluster, kvstoreName, "exec")),
+		kubeconfig: b.kubeconfigOf(s, t.Cluster),
+	}, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -40,6 +39,15 @@ func Up(ctx context.Context, o Options) (*Bed, error) {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 30*time.Second + time.Duration(len(o.Clusters)*o.Nodes)*time.Second/2
+		if o.Kubernetes {
+			o.Timeout += 90 * time.Second
+		}
+	}
+	// Ahead of the bed: it may take minutes, and needs nothing of it.
+	if o.Kubernetes && o.KubernetesProgram == "" {
+		if o.KubernetesProgram, err = BuildKubernetes(ctx, o.Progress); err != nil {
+			return nil, err
+		}
 	}
 	b := &Bed{layout: l}
 	lock, err := b.claim(ctx)
@@ -145,24 +153,59 @@ func (b *Bed) up(ctx context.Context, o *Options) error {
 		nodes += len(c.Nodes)
 	}
 	tell("%s and %s on one underlay", count(len(s.Clusters), "cluster"), count(nodes, "node"))
-	if err := b.eachCluster(ctx, s, b.startKVStore); err != nil {
+	if err := b.startClusters(ctx, s, tell); err != nil {
 		return err
 	}
-	tell("%s", count(len(s.Clusters), "store")+verb(len(s.Clusters), " answers", " answer"))
 	if err := b.eachNode(ctx, s, b.startAgent); err != nil {
 		return err
 	}
 	tell("%s", count(nodes, "agent")+verb(nodes, " is", " are")+" well")
+	if s.hasKubernetes() {
+		if err := b.eachNode(ctx, s, b.startKubelet); err != nil {
+			return err
+		}
+	}
 	if !o.Unconnected && len(s.Clusters) > 1 {
 		if err := b.connectAll(ctx, s); err != nil {
 			return err
 		}
 		tell("%d clusters are joined, and every agent follows all of them", len(s.Clusters))
 	}
+	if s.hasKubernetes() {
+		if err := b.eachCluster(ctx, s, b.waitKubernetes); err != nil {
+			return err
+		}
+		tell("%s", count(nodes, "Kubernetes node")+verb(nodes, " is", " are")+" ready, and cluster DNS is available")
+	}
 	return b.update(ctx, func(s *State) error {
 		s.Phase = PhaseUp
 		return nil
 	})
+}
+
+// startClusters starts the clusters' stores, and the control planes of their Kubernetes beside them.
+func (b *Bed) startClusters(ctx context.Context, s *State, tell func(string, ...any)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := b.eachCluster(ctx, s, b.startKVStore); err != nil {
+			return err
+		}
+		tell("%s", count(len(s.Clusters), "store")+verb(len(s.Clusters), " answers", " answer"))
+		return nil
+	})
+	if s.hasKubernetes() {
+		g.Go(func() error {
+			if err := b.prepareKubernetes(ctx, s); err != nil {
+				return err
+			}
+			if err := b.eachCluster(ctx, s, b.bringUpKubernetes); err != nil {
+				return err
+			}
+			tell("%s", count(len(s.Clusters), "Kubernetes control plane")+verb(len(s.Clusters), " is", " are")+" well")
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // progress returns a function that reports steps, with their time since now.
@@ -204,6 +247,11 @@ func (b *Bed) prepare(s *State, o *Options) error {
 	if err := b.installBinary(o.Binary); err != nil {
 		return err
 	}
+	if o.Kubernetes {
+		if err := b.installKubernetes(o.KubernetesProgram); err != nil {
+			return err
+		}
+	}
 	if err := b.makeCgroupRoot(s.CgroupRoot); err != nil {
 		return err
 	}
@@ -234,6 +282,11 @@ func (b *Bed) prepareNode(s *State, c ClusterState, n NodeState, o *Options) err
 	if err := makeCgroup(s.cgroup(cgroupNode(c.Name, n.Name))); err != nil {
 		return err
 	}
+	if o.Kubernetes {
+		if err := b.prepareCNI(c.Name, n.Name); err != nil {
+			return err
+		}
+	}
 	return b.writeAgentConfig(s, c, n, o)
 }
 
@@ -245,20 +298,7 @@ func (b *Bed) installBinary(from string) error {
 	if err := os.MkdirAll(b.binDir(), 0o700); err != nil {
 		return err
 	}
-	src, err := os.Open(from)
-	if err != nil {
-		return fmt.Errorf("opening the program to run: %w", err)
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(b.binary(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(dst, src); err != nil {
-		dst.Close()
-		return fmt.Errorf("copying the program to run: %w", err)
-	}
-	return dst.Close()
+	return copyProgram(from, b.binary())
 }
 
 // makeNetwork makes the underlay and the namespace of every store and node.

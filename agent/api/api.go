@@ -4,6 +4,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"causeway/identity"
@@ -20,7 +21,8 @@ const DefaultSocket = "/run/causeway/agent.sock"
 const (
 	PathStatus     = "/v1/status"
 	PathNodes      = "/v1/nodes"
-	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH|DELETE …/NAMESPACE/NAME
+	PathEndpoints  = "/v1/endpoints" // POST EndpointRequest; PATCH …/NAMESPACE/NAME; DELETE …/NAMESPACE/NAME[?sandbox=ID]
+	PathCNI        = "/v1/cni"
 	PathIdentities = "/v1/identities"
 	PathAddresses  = "/v1/addresses"
 	PathServices   = "/v1/services" // POST: Kubernetes manifests as YAML; DELETE …/NAMESPACE/NAME
@@ -45,7 +47,7 @@ type EndpointRequest struct {
 	Namespace string            `json:"namespace"`
 	Name      string            `json:"name"`
 	Labels    map[string]string `json:"labels"`
-	// NetNS is the path of the namespace; the agent makes "eth0" in it.
+	// NetNS is the path of the namespace; the agent makes Interface in it.
 	NetNS string `json:"netns"`
 	// State the endpoint starts in; empty is ready.
 	State identity.EndpointState `json:"state,omitempty"`
@@ -56,6 +58,13 @@ type EndpointRequest struct {
 	UID string `json:"uid,omitempty"`
 	// Interface to make in the namespace; empty is "eth0".
 	Interface string `json:"interface,omitempty"`
+}
+
+// CNI tells whether a CNI plugin can add pods now.
+type CNI struct {
+	Ready bool `json:"ready"`
+	// Reason why not.
+	Reason string `json:"reason,omitempty"`
 }
 
 // EndpointPatch changes an endpoint's state.
@@ -79,6 +88,8 @@ type (
 	Endpoint struct {
 		identity.Endpoint
 		Status RowStatus `json:"status"`
+		// Gateways are the next hops of the pod's default routes, one for each of its addresses; in the answer to an EndpointRequest.
+		Gateways []netip.Addr `json:"gateways,omitempty"`
 	}
 	Identity struct {
 		identity.Identity
@@ -163,12 +174,24 @@ type Status struct {
 	// Encryption in short; see PathEncryption.
 	Encryption EncryptionSummary `json:"encryption"`
 	// L7 in short; see PathL7.
-	L7       L7Summary        `json:"l7,omitzero"`
-	Gossip   Members          `json:"gossip"`
-	Stores   []Store          `json:"stores"`
-	Peers    []Peer           `json:"peers"`
-	Tables   map[string]Table `json:"tables"`
-	Refusals []Refusal        `json:"refusals"`
+	L7     L7Summary `json:"l7,omitzero"`
+	Gossip Members   `json:"gossip"`
+	Stores []Store   `json:"stores"`
+	// Kubernetes is where services and pods come from; nil if the local API is told of them.
+	Kubernetes *Kubernetes      `json:"kubernetes,omitempty"`
+	Peers      []Peer           `json:"peers"`
+	Tables     map[string]Table `json:"tables"`
+	Refusals   []Refusal        `json:"refusals"`
+}
+
+// Kubernetes is the state of the connection with this cluster's API server.
+type Kubernetes struct {
+	Connected bool   `json:"connected"` // it answered the last request
+	Synced    bool   `json:"synced"`    // all Services and EndpointSlices have been read
+	Server    string `json:"server"`
+	Version   string `json:"version,omitempty"`
+	// LastError is why it is not connected, or what it refuses.
+	LastError string `json:"lastError,omitempty"`
 }
 
 // Datapath says what is loaded.
@@ -210,6 +233,8 @@ type BPFFrontend struct {
 	Outside bool `json:"outside,omitempty"`
 	// L7: connections are the node's L7 proxy's, as long as it listens; otherwise they go to the backends below.
 	L7 bool `json:"l7,omitempty"`
+	// SessionAffinity is for how many seconds after its last connection a client gets the same backend.
+	SessionAffinity uint32 `json:"sessionAffinity,omitempty"`
 	// Backends that new connections choose from.
 	Backends []BPFBackend `json:"backends"`
 	// Quarantined backends keep their connections and get no new ones. If all of them would be, none is: FailOpen.

@@ -190,6 +190,14 @@ func (c *Client) DeleteEndpoint(ctx context.Context, namespace, name string) err
 	return c.do(ctx, http.MethodDelete, object(PathEndpoints, namespace, name), "", nil, nil)
 }
 
+// CNI tells whether a CNI plugin can add pods now.
+func (c *Client) CNI(ctx context.Context) (*CNI, error) { return get[*CNI](ctx, c, PathCNI) }
+
+// DeleteSandbox is DeleteEndpoint for a CNI plugin: it changes nothing, and succeeds, unless the pod is there and of that sandbox.
+func (c *Client) DeleteSandbox(ctx context.Context, namespace, name, sandbox string) error {
+	return c.do(ctx, http.MethodDelete, object(PathEndpoints, namespace, name)+"?"+url.Values{"sandbox": {sandbox}}.Encode(), "", nil, nil)
+}
+
 // ApplyServices declares the Services of a YAML stream of Kubernetes manifests in this
 // node's cluster. Either all are declared or, with an *Error, none.
 func (c *Client) ApplyServices(ctx context.Context, manifests []byte) ([]ServiceResult, error) {

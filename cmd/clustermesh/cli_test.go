@@ -236,12 +236,35 @@ func fields(s string) string {
 	return strings.Join(lines, "\n")
 }
 
+// nodePortAnswer is of a service with a node port whose clients from outside stay on the node, which has one of its two backends.
+const nodePortAnswer = `[{"service":{"namespace":"default","name":"shop"},
+	"declared":[{"cluster":"east","clusterID":1,"service":{"namespace":"default","name":"shop"},"clusterIPs":["100.64.64.1"],"ports":[{"protocol":"TCP","port":80,"targetPort":8080,"nodePort":30080}],"externalLocal":true}],
+	"frontends":[
+		{"address":"172.29.1.11","port":30080,"protocol":"TCP","target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"cluster":"east","clusterID":1,"affinity":"none","status":{"kind":"done"}},
+		{"address":"172.29.1.11","port":30080,"protocol":"TCP","outside":true,"target":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4,"nodeLocal":true},"cluster":"east","clusterID":1,"affinity":"none","status":{"kind":"done"}}],
+	"backends":[
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"address":"10.1.1.5","number":8080,"cluster":"east","clusterID":1,"node":"node1","local":true,"status":{"kind":"done"}},
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4},"address":"10.1.2.5","number":8080,"cluster":"east","clusterID":1,"node":"node2","local":true,"status":{"kind":"done"}},
+		{"port":{"service":{"namespace":"default","name":"shop"},"port":"80","protocol":"TCP","family":4,"nodeLocal":true},"address":"10.1.1.5","number":8080,"cluster":"east","clusterID":1,"node":"node1","local":true,"status":{"kind":"done"}}]}]`
+
 func TestServiceListCountsTheBackendsOfAnAddressesFamily(t *testing.T) {
 	a := newFakeAgent(t, map[string]string{"GET /v1/services": dualStackAnswer})
 	got := cli(t, nil, "service", "list", "--socket", a.socket)
 	want := `SERVICE       FRONTEND             OWNER  DECLARED BY    AFFINITY  L7 BACKENDS  STATUS
 default/shop  100.64.64.1:80/TCP   east   east (global)  none  -    east 1    done
 default/shop  [fd00:1::1]:80/TCP  east   east (global)  none  -    none      done
+`
+	if got.code != exitOK || fields(got.out) != fields(want) {
+		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)
+	}
+}
+
+func TestServiceListTellsClientsFromOutsideApart(t *testing.T) {
+	a := newFakeAgent(t, map[string]string{"GET /v1/services": nodePortAnswer})
+	got := cli(t, nil, "service", "list", "--socket", a.socket)
+	want := `SERVICE       FRONTEND                            OWNER  DECLARED BY  AFFINITY  L7 BACKENDS  STATUS
+default/shop  172.29.1.11:30080/TCP               east   east         none      -  east 2    done
+default/shop  172.29.1.11:30080/TCP from outside  east   east         none      -  east 1    done
 `
 	if got.code != exitOK || fields(got.out) != fields(want) {
 		t.Errorf("got code %d, stderr %q, stdout\n%s\nwant\n%s", got.code, got.err, got.out, want)

@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"causeway/agent/api"
+	"causeway/k8s/cni"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -60,6 +62,9 @@ func usageError(format string, args ...any) error {
 }
 
 func main() {
+	if filepath.Base(os.Args[0]) == cni.Name {
+		os.Exit(cniPlugin().Run()) // its arguments are in the environment
+	}
 	os.Exit(run(contextOfSignals(), &env{
 		in:          os.Stdin,
 		out:         os.Stdout,
@@ -140,7 +145,7 @@ and a service can have its backends in all of them.`,
 		newStatusCommand(e), newMembersCommand(e), newDrainCommand(e), newEncryptionCommand(e), newKeyringCommand(e), newNodeCommand(e), newEndpointCommand(e), newIdentityCommand(e),
 		newAddressCommand(e), newServiceCommand(e), newL7Command(e), newBPFCommand(e), newMetricsCommand(e))
 	addGroup(root, "run", "Run on a node:", newAgentCommand(), newProxyCommand(), newKVStoreCommand())
-	root.AddCommand(newVersionCommand(e), newWireGuardCommand(e))
+	root.AddCommand(newVersionCommand(e), newWireGuardCommand(e), newCNICommand())
 	markStart(root, started)
 	return root, started
 }

@@ -23,7 +23,7 @@ func newTestbedCommand(e *env) *cobra.Command {
 		newTestbedPodCommand(), newTestbedExecCommand(),
 		newTestbedKillCommand(), newTestbedStartCommand(), newTestbedPartitionCommand(), newTestbedLossCommand(), newTestbedMTUCommand(),
 		newTestbedFlapCommand(), newTestbedClockCommand(), newTestbedExpireCommand(), newTestbedHealCommand(),
-		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e),
+		newTestbedScenarioCommand(e), newTestbedFailoverCommand(e), newTestbedKubernetesCommand(), newTestbedForwardCommand(),
 		newTestbedServeCommand(), newTestbedLoadCommand())
 	cmd.Long = `Whole clusters on this machine: every node and pod is a network namespace, every cluster has its
 own etcd, every node its own agent, and packets really go through VXLAN in WireGuard. Nodes and pods have IPv4 and
@@ -86,13 +86,18 @@ func newTestbedUpCommand() *cobra.Command {
 		Short: "Bring a test-bed up and leave it up",
 		Long: `Bring a test-bed up and return when every store answers and every agent is well. It stays up
 until it is taken down. If it fails or is interrupted, nothing is left; what an
-earlier run left behind when it was killed is removed first.`,
+earlier run left behind when it was killed is removed first.
+
+With --kubernetes each cluster is a Kubernetes cluster: a real API server, controller-manager and scheduler beside the store, and on each node a
+kubelet whose containers are plain processes, in network namespaces that the agent connects by CNI. It is built from
+Causeway's source at first use, which takes some minutes once.`,
 		Example: `  clustermesh testbed up
   clustermesh testbed up --clusters north,south,far --nodes 3
   clustermesh testbed up --unconnected                      to join them by hand
   clustermesh testbed up --underlay ipv6                    the network between the nodes is IPv6 alone
   clustermesh testbed up --encryption off                   to see the packets of pods on the underlay
   clustermesh testbed up --unconnected --encryption west=off    connect refuses it, and says why
+  clustermesh testbed up --kubernetes                       each cluster with a real Kubernetes
   clustermesh testbed up --dir /run/mine --clusters a,b     a second one beside the first`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -112,7 +117,9 @@ earlier run left behind when it was killed is removed first.`,
 	cmd.Flags().Var((*underlayFlag)(&o.Underlay), "underlay", "address family of the network between the nodes")
 	cmd.Flags().Var(encryptionsFlag{&o}, "encryption", "what is encrypted between nodes, for all clusters or for one; may be repeated")
 	cmd.Flags().BoolVar(&o.Unconnected, "unconnected", false, "don't join the clusters: token create and connect do")
-	cmd.Flags().DurationVar(&o.Timeout, "timeout", 0, "how long it may take (default 30s, and 0.5s more per node)")
+	cmd.Flags().BoolVar(&o.Kubernetes, "kubernetes", false, "give every cluster a real Kubernetes")
+	cmd.Flags().StringVar(&o.KubernetesProgram, "kubernetes-program", "", "a `file` that testbed/kubernetes was built to, instead of building it")
+	cmd.Flags().DurationVar(&o.Timeout, "timeout", 0, "how long it may take (default 30s, and 0.5s more per node; with Kubernetes 90s more; building it does not count)")
 	cmd.Flags().StringVar(&o.LogLevel, "log-level", "", "of the agents: debug, info, warn or error")
 	return cmd
 }
@@ -123,6 +130,11 @@ func printUp(p *printer, bed *testbed.Bed, o testbed.Options) {
 		dir = " --dir " + bed.Dir()
 	}
 	p.printf("\nThe test-bed is up in %s. Try:\n", bed.Dir())
+	if o.Kubernetes {
+		p.printf("  export KUBECONFIG=%s PATH=%s:$PATH\n", bed.Kubeconfig(), bed.BinDir())
+		p.printf("  kubectl --context %s get nodes\n", o.Clusters[0])
+		p.printf("  kubectl --context %s create deployment shop --replicas 3 --port 8080 --image agnhost -- agnhost netexec\n", o.Clusters[0])
+	}
 	if o.Unconnected && len(o.Clusters) > 1 {
 		p.printf("  clustermesh token create%s --node %s | clustermesh connect%s --node %s/node1\n", dir, first, dir, o.Clusters[1])
 	}

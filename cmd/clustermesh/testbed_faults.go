@@ -13,19 +13,22 @@ import (
 
 func newTestbedKillCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "kill agent|kvstore|node|cluster|wireguard|proxy CLUSTER[/NODE]",
+		Use:   "kill agent|kvstore|node|cluster|wireguard|proxy|kubelet|apiserver|controller-manager|scheduler CLUSTER[/NODE]",
 		Short: "Kill an agent, a store, a node or a cluster, as kill -9 or a power cut would",
 		Long: `Kill an agent or a store with kill -9, or cut the power of a whole node: it loses its link to the underlay and all
 of its processes, the pods' included, at once. A cluster loses all of its nodes and its store.
 
 Where the kernel has no WireGuard, a process on each node is it. It outlives its agent, so that killing an agent touches
-no packet; "wireguard" kills that process alone, and the agent starts another. So it is with "proxy", the L7 proxy of a node.`,
+no packet; "wireguard" kills that process alone, and the agent starts another. So it is with "proxy", the L7 proxy of a node.
+
+In a test-bed with Kubernetes "kubelet", "apiserver", "controller-manager" and "scheduler" are killed too; containers outlive their kubelet.`,
 		Example: `  clustermesh testbed kill agent east/node1
   clustermesh testbed kill kvstore west
   clustermesh testbed kill node west/node2
   clustermesh testbed kill cluster west
   clustermesh testbed kill wireguard east/node1
-  clustermesh testbed kill proxy east/node1`,
+  clustermesh testbed kill proxy east/node1
+  clustermesh testbed kill apiserver west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)
@@ -39,7 +42,7 @@ no packet; "wireguard" kills that process alone, and the agent starts another. S
 
 func newTestbedStartCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "start agent|kvstore|node|cluster CLUSTER[/NODE]",
+		Use:   "start agent|kvstore|node|cluster|kubelet|apiserver|controller-manager|scheduler CLUSTER[/NODE]",
 		Short: "Start again what was killed, and wait until it is well",
 		Long: `Start an agent, a store, a node or a cluster again, and wait until it is well. A node comes back with the
 commands of its pods. Of a cluster everything is started that does not run. An agent that cannot
@@ -47,7 +50,8 @@ reach a store, because that is down or cut off, only has to answer.`,
 		Example: `  clustermesh testbed start agent east/node1
   clustermesh testbed start kvstore west
   clustermesh testbed start node west/node2
-  clustermesh testbed start cluster west`,
+  clustermesh testbed start cluster west
+  clustermesh testbed start apiserver west`,
 		Args: victimArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			bed, victim, err := openVictim(cmd, args)

@@ -39,6 +39,9 @@ func printTestbedStatus(p *printer, s *testbed.Status) {
 	t := newTable("PLACE", "ADDRESS", "PODS", "PID", "NAMESPACE", "STATUS")
 	for _, c := range s.Clusters {
 		t.add(c.Name+"/kvstore", c.KVStore.Address, "", pid(c.KVStore.PID), c.KVStore.NetNS, aliveWord(c.KVStore))
+		if c.Kubernetes != nil {
+			t.add(c.Name+"/kubernetes", c.Kubernetes.Server, "", pid(c.Kubernetes.Parts["apiserver"].PID), c.KVStore.NetNS, kubernetesWord(c.Kubernetes))
+		}
 		for _, n := range c.Nodes {
 			status := "ok"
 			if !n.OK {
@@ -116,6 +119,13 @@ func aliveWord(s testbed.ProcessStatus) string {
 		return "ok"
 	}
 	return "error: it does not run"
+}
+
+func kubernetesWord(k *testbed.KubernetesStatus) string {
+	if len(k.Problems) > 0 {
+		return "error: " + strings.Join(k.Problems, "; ")
+	}
+	return "ok, " + k.Version
 }
 
 func printPods(p *printer, pods []testbed.PodStatus) {

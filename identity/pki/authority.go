@@ -26,6 +26,8 @@ type Authority struct {
 type Request struct {
 	// User is the common name.
 	User string
+	// Groups are the organizations, which Kubernetes takes for the user's groups; Causeway if there are none.
+	Groups []string
 	// Server: it may be shown by a server, for these hosts (names or addresses), as well as by a client.
 	Server bool
 	Hosts  []string
@@ -128,6 +130,9 @@ func (a *Authority) issue(key crypto.PublicKey, r Request, now time.Time) ([]byt
 	if template.NotAfter.After(a.Cert.NotAfter) {
 		template.NotAfter = a.Cert.NotAfter
 	}
+	if len(r.Groups) > 0 {
+		template.Subject.Organization = r.Groups
+	}
 	template.BasicConstraintsValid = true
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
@@ -143,13 +148,13 @@ func (a *Authority) issue(key crypto.PublicKey, r Request, now time.Time) ([]byt
 	return encode(pemCert, cert.Raw), nil
 }
 
-// userName is what a common name may be: it is a user's name in etcd, and ends up in messages and logs.
-var userName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+// userName is what a common name may be: it is a user's name in etcd or Kubernetes, and ends up in messages and logs.
+var userName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 
 func (r Request) check() error {
 	switch {
 	case !userName.MatchString(r.User):
-		return fmt.Errorf("pki: user %.130q: want 1 to 128 letters, digits, dots, hyphens and underscores", r.User)
+		return fmt.Errorf("pki: user %.130q: want 1 to 128 letters, digits, dots, colons, hyphens and underscores", r.User)
 	case r.Validity < 0:
 		return fmt.Errorf("pki: certificate for %q: the validity %s is negative", r.User, r.Validity)
 	case r.Server && len(r.Hosts) == 0:

@@ -1,4 +1,4 @@
-// Command kubernetes is a real Kubernetes for the test-bed, in one program: control plane, kubectl, a kubelet whose containers are plain processes, cluster DNS,
+// Command kubernetes is a real Kubernetes for the test-bed, in one program: control plane and its etcd, kubectl, a kubelet whose containers are plain processes, cluster DNS,
 // and programs for pods. It is a module of its own, so that what all this depends on stays out of Causeway's.
 //
 // It does what the name that it is called by says, or else its first argument: kubernetes kube-apiserver --help.
@@ -19,6 +19,12 @@ var programs = map[string]func() int{
 	"kube-controller-manager": kubeControllerManager,
 	"kube-scheduler":          kubeScheduler,
 	"kubectl":                 kubectl,
+	"etcd":                    etcd,
+	"etcdctl":                 etcdctl,
+	"etcdutl":                 etcdUtil,
+	"coredns":                 coredns,
+	"agnhost":                 agnhost,
+	"kubelet":                 kubelet,
 }
 
 func main() {

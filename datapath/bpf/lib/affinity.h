@@ -76,31 +76,45 @@ static __always_inline const struct backend *session_backend(const struct fronte
 	return backend;
 }
 
+/* Returns the backend that the client had last and still can have, and its number, or NULL. */
+static __always_inline const struct backend *session_resume(const struct frontend *f, const struct session_key *client, __u64 now, __u32 *number)
+{
+	struct session *last = bpf_map_lookup_elem(&sessions, client);
+	const struct backend *backend;
+
+	if (!last)
+		return NULL;
+	*number = last->backend;
+	backend = session_backend(f, last, now);
+	if (backend)
+		last->used = now;
+	else
+		bpf_map_delete_elem(&sessions, client);
+	return backend;
+}
+
 /* Returns the backend for a client's new connection, and its number, or NULL if the service has none: the one that it had last, if the frontend
  * wants that. It sets the client's service. */
 static __always_inline const struct backend *session_choose(const struct frontend *f, struct session_key *client, __u32 *number)
 {
-	const __u64 now = bpf_ktime_get_boot_ns();
-	struct session chosen = { .used = now };
-	const struct backend *backend;
-	struct session *last;
+	const struct backend *backend, *others;
+	struct session chosen = {};
 
 	if (!f->session_seconds)
 		return service_choose(f, number);
+	chosen.used = bpf_ktime_get_boot_ns();
 	client->service = f->service;
-	last = bpf_map_lookup_elem(&sessions, client);
-	if (last) {
-		backend = session_backend(f, last, now);
-		if (backend) {
-			last->used = now;
-			*number = last->backend;
-			return backend;
-		}
-	}
-	backend = service_choose(f, number);
-	if (backend) {
-		chosen.backend = *number;
-		bpf_map_update_elem(&sessions, client, &chosen, BPF_ANY);
-	}
+	backend = session_resume(f, client, chosen.used, number);
+	if (backend)
+		return backend;
+	backend = service_choose(f, &chosen.backend);
+	*number = chosen.backend;
+	if (!backend || !bpf_map_update_elem(&sessions, client, &chosen, BPF_NOEXIST))
+		return backend;
+	/* A connection that the client makes at the same time was faster; or the map takes no more, and then each goes where it may. */
+	others = session_resume(f, client, chosen.used, number);
+	if (others)
+		return others;
+	*number = chosen.backend;
 	return backend;
 }
