@@ -22,6 +22,7 @@ const (
 	outsideMapEndpoints        = "endpoints"
 	outsideMapFrontends        = "frontends"
 	outsideMapNat              = "nat"
+	outsideMapNatWork          = "nat_work"
 	outsideMapNodes            = "nodes"
 	outsideMapOutsideFrontends = "outside_frontends"
 	outsideMapOutsideUsed      = "outside_used"
@@ -95,6 +96,7 @@ type outsideMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	NatWork          *ebpf.MapSpec `ebpf:"nat_work"`
 	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
 	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
@@ -142,6 +144,7 @@ type outsideMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Nat              *ebpf.Map `ebpf:"nat"`
+	NatWork          *ebpf.Map `ebpf:"nat_work"`
 	Nodes            *ebpf.Map `ebpf:"nodes"`
 	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
@@ -158,6 +161,7 @@ func (m *outsideMaps) Close() error {
 		m.Endpoints,
 		m.Frontends,
 		m.Nat,
+		m.NatWork,
 		m.Nodes,
 		m.OutsideFrontends,
 		m.OutsideUsed,

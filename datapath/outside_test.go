@@ -153,6 +153,7 @@ func (c stranger) ask(t testing.TB, network string, to netip.AddrPort) (asked, n
 	if err != nil {
 		t.Fatalf("%s %s → %s: %v", network, conn.LocalAddr(), to, err)
 	}
+	must(t, conn.SetDeadline(time.Now().Add(10*patience))) // What comes next may be much.
 	return a, conn
 }
 
@@ -348,7 +349,6 @@ func TestManyConnectionsFromOutside(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 100 {
 		_, conn := client.ask(t, "tcp", n.nodePort())
-		conn.SetDeadline(time.Now().Add(10 * patience))
 		wg.Go(func() {
 			defer conn.Close()
 			sent, got := make([]byte, 256<<10), make([]byte, 256<<10)

@@ -23,6 +23,7 @@ const (
 	overlayMapEndpoints        = "endpoints"
 	overlayMapFrontends        = "frontends"
 	overlayMapNat              = "nat"
+	overlayMapNatWork          = "nat_work"
 	overlayMapNodes            = "nodes"
 	overlayMapOutsideFrontends = "outside_frontends"
 	overlayMapOutsideUsed      = "outside_used"
@@ -97,6 +98,7 @@ type overlayMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	NatWork          *ebpf.MapSpec `ebpf:"nat_work"`
 	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
 	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
@@ -145,6 +147,7 @@ type overlayMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Nat              *ebpf.Map `ebpf:"nat"`
+	NatWork          *ebpf.Map `ebpf:"nat_work"`
 	Nodes            *ebpf.Map `ebpf:"nodes"`
 	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
@@ -162,6 +165,7 @@ func (m *overlayMaps) Close() error {
 		m.Endpoints,
 		m.Frontends,
 		m.Nat,
+		m.NatWork,
 		m.Nodes,
 		m.OutsideFrontends,
 		m.OutsideUsed,

@@ -25,6 +25,7 @@ const (
 	podMapL7Fallbacks      = "l7_fallbacks"
 	podMapL7Listeners      = "l7_listeners"
 	podMapNat              = "nat"
+	podMapNatWork          = "nat_work"
 	podMapNodes            = "nodes"
 	podMapOutsideFrontends = "outside_frontends"
 	podMapOutsideUsed      = "outside_used"
@@ -96,6 +97,7 @@ type podMapSpecs struct {
 	L7Fallbacks      *ebpf.MapSpec `ebpf:"l7_fallbacks"`
 	L7Listeners      *ebpf.MapSpec `ebpf:"l7_listeners"`
 	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	NatWork          *ebpf.MapSpec `ebpf:"nat_work"`
 	Nodes            *ebpf.MapSpec `ebpf:"nodes"`
 	OutsideFrontends *ebpf.MapSpec `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.MapSpec `ebpf:"outside_used"`
@@ -143,6 +145,7 @@ type podMaps struct {
 	L7Fallbacks      *ebpf.Map `ebpf:"l7_fallbacks"`
 	L7Listeners      *ebpf.Map `ebpf:"l7_listeners"`
 	Nat              *ebpf.Map `ebpf:"nat"`
+	NatWork          *ebpf.Map `ebpf:"nat_work"`
 	Nodes            *ebpf.Map `ebpf:"nodes"`
 	OutsideFrontends *ebpf.Map `ebpf:"outside_frontends"`
 	OutsideUsed      *ebpf.Map `ebpf:"outside_used"`
@@ -161,6 +164,7 @@ func (m *podMaps) Close() error {
 		m.L7Fallbacks,
 		m.L7Listeners,
 		m.Nat,
+		m.NatWork,
 		m.Nodes,
 		m.OutsideFrontends,
 		m.OutsideUsed,

@@ -8,6 +8,7 @@
 #include "endpoints.h"
 #include "identity.h"
 #include "nat.h"
+#include "natpacket.h"
 #include "net.h"
 #include "nodes.h"
 #include "outside.h"
@@ -117,18 +118,27 @@ static __always_inline bool claim_port(struct nat_tuple *to, const struct nat *a
 	return false;
 }
 
-/* Chooses a backend for a new connection, and what its packets become. Returns 0, or the reason why there is none. */
-static __always_inline int begin(const struct nat_packet *n, const struct frontend *frontend, bool tunneled, struct nat_tuple *to)
+/* Chooses a backend for a new connection, and what its packets become. Returns 0, or the reason why there is none. It is a global function as
+ * nat_translate is. */
+__noinline int nat_begin(struct nat_work *work, const struct frontend *frontend, __u32 tunneled)
 {
-	struct nat value = {
-		.to = nat_turn_round(&n->tuple),
-		.state = tunneled ? NAT_TUNNELED : 0,
-		.seen = bpf_ktime_get_coarse_ns(),
-	};
-	struct session_key session = session_of_address(&n->tuple.src);
 	const struct backend *backend;
+	struct session_key session;
+	struct nat_packet *n;
+	struct nat_tuple *to;
+	struct nat *entry;
 	__u32 id;
 
+	if (!work || !frontend)
+		return DROP_NO_BACKEND;
+	n = &work->packet;
+	to = &work->to;
+	entry = &work->entry;
+	entry->to = nat_turn_round(&n->tuple);
+	entry->backend = 0;
+	entry->state = tunneled ? NAT_TUNNELED : 0;
+	entry->seen = bpf_ktime_get_coarse_ns();
+	session = session_of_address(&n->tuple.src);
 	backend = session_choose(frontend, &session, &id);
 	if (!backend || ip_addr_is_v4(&backend->address) != ip_addr_is_v4(&n->tuple.dst))
 		return DROP_NO_BACKEND;
@@ -136,20 +146,20 @@ static __always_inline int begin(const struct nat_packet *n, const struct fronte
 	to->dst = backend->address;
 	to->dport = backend->port;
 	if (endpoint_lookup(&to->dst) || ip_addr_is(&to->dst, &node_address)) {
-		if (!claim(to, &value))
+		if (!claim(to, entry))
 			return DROP_NO_NAT_PORT;
-	} else if (!claim_port(to, &value)) {
+	} else if (!claim_port(to, entry)) {
 		return DROP_NO_NAT_PORT;
 	}
-	value.to = *to;
-	value.backend = id;
-	bpf_map_update_elem(&nat, &n->tuple, &value, BPF_ANY);
+	entry->to = *to;
+	entry->backend = id;
+	bpf_map_update_elem(&nat, &n->tuple, entry, BPF_ANY);
 	return 0;
 }
 
 /* Pods need no answer to a packet that is too big: theirs are no larger than what gets to this node, and connections begin with segments that
  * get on from here. */
-static __always_inline int to_other_node(struct __sk_buff *skb, struct packet *p, const struct nat_packet *n, bool tunneled, const struct nat_tuple *to)
+static __always_inline int to_other_node(struct __sk_buff *skb, const struct packet *p, const struct nat_packet *n, bool tunneled, const struct nat_tuple *to)
 {
 	const struct address *address = address_lookup(&to->dst);
 	const struct node *node;
@@ -165,18 +175,18 @@ static __always_inline int to_other_node(struct __sk_buff *skb, struct packet *p
 		count_drop(DROP_TOO_BIG, INGRESS, skb->len);
 		return !tunneled && too_big_answer(skb, p, node) ? bpf_redirect(skb->ifindex, 0) : TC_ACT_SHOT;
 	}
-	if (!nat_translate(skb, p, n, to))
+	if (nat_translate(skb, n, to))
 		return drop(skb, DROP_MALFORMED, INGRESS);
 	return send_to_node(skb, p, node, IDENTITY_WORLD, fit, INGRESS);
 }
 
-static __always_inline int to_backend(struct __sk_buff *skb, struct packet *p, const struct nat_packet *n, bool tunneled, const struct nat_tuple *to)
+static __always_inline int to_backend(struct __sk_buff *skb, const struct packet *p, const struct nat_packet *n, bool tunneled, const struct nat_tuple *to)
 {
 	const struct endpoint *ep = endpoint_lookup(&to->dst);
 
 	if (!ep && !ip_addr_is(&to->dst, &node_address))
 		return to_other_node(skb, p, n, tunneled, to);
-	if (!nat_translate(skb, p, n, to))
+	if (nat_translate(skb, n, to))
 		return drop(skb, DROP_MALFORMED, INGRESS);
 	return ep ? endpoint_deliver(skb, p, ep, INGRESS) : PASS;
 }
@@ -203,38 +213,41 @@ static __always_inline int fragment(struct __sk_buff *skb, const struct packet *
 
 /* Sends a packet that is for a service on to a backend, and says what is to become of it: of one that has come through the tunnel, the answers go
  * back there. Returns false for any other packet. */
-static __always_inline bool balance(struct __sk_buff *skb, struct packet *p, bool tunneled, int *verdict)
+static __always_inline bool balance(struct __sk_buff *skb, const struct packet *p, bool tunneled, int *verdict)
 {
+	struct nat_work *work = nat_work_of_cpu();
 	const struct frontend *frontend;
-	struct nat_tuple to = {};
-	struct nat_packet n;
-	int reason = 0;
+	struct nat_packet *n;
+	int reason;
 
 	*verdict = PASS;
 	if (p->fragment) {
 		*verdict = fragment(skb, p);
 		return true;
 	}
-	if (!nat_parse(skb, p, &n))
+	if (!work)
 		return false;
-	frontend = outside_lookup(&n.tuple.dst, n.tuple.dport, n.tuple.protocol);
+	n = &work->packet;
+	if (!nat_parse(skb, p, n))
+		return false;
+	frontend = outside_lookup(&n->tuple.dst, n->tuple.dport, n->tuple.protocol);
 	if (!frontend)
 		return false;
-	if (find(&n, &to)) {
-		*verdict = to_backend(skb, p, &n, tunneled, &to);
+	if (find(n, &work->to)) {
+		*verdict = to_backend(skb, p, n, tunneled, &work->to);
 		return true;
 	}
-	if (n.quoted)
+	if (n->quoted)
 		return false;
-	if (n.tuple.protocol == IPPROTO_TCP && !is_syn(&n))
+	if (n->tuple.protocol == IPPROTO_TCP && !is_syn(n))
 		reason = DROP_NO_CONNECTION;
 	else
-		reason = begin(&n, frontend, tunneled, &to);
+		reason = nat_begin(work, frontend, tunneled);
 	if (reason == DROP_NO_CONNECTION || reason == DROP_NO_BACKEND)
 		*verdict = leave(skb, p, reason);
 	else if (reason)
 		*verdict = drop(skb, reason, INGRESS);
 	else
-		*verdict = to_backend(skb, p, &n, tunneled, &to);
+		*verdict = to_backend(skb, p, n, tunneled, &work->to);
 	return true;
 }

@@ -6,6 +6,7 @@
 #include "drops.h"
 #include "identity.h"
 #include "nat.h"
+#include "natpacket.h"
 #include "net.h"
 #include "nodes.h"
 #include "send.h"
@@ -16,9 +17,9 @@
 volatile const __u32 underlay_ifindex = 0;
 
 /* Sends a translated answer to a client that has come through the tunnel: as this node, which the client named. */
-static __always_inline int nat_answer_pod(struct __sk_buff *skb, const struct packet *p, enum direction direction)
+static __always_inline int nat_answer_pod(struct __sk_buff *skb, const struct packet *p, const struct ip_addr *client, enum direction direction)
 {
-	const struct address *address = address_lookup(&p->dst);
+	const struct address *address = address_lookup(client);
 	const struct node *node;
 	enum fit fit;
 
@@ -34,25 +35,24 @@ static __always_inline int nat_answer_pod(struct __sk_buff *skb, const struct pa
 }
 
 /* Translates a packet if it is an answer, and sends it to the client; *verdict is what is to become of it then. Returns false for any other. */
-static __always_inline bool nat_answer(struct __sk_buff *skb, struct packet *p, enum direction direction, int *verdict)
+static __always_inline bool nat_answer(struct __sk_buff *skb, const struct packet *p, enum direction direction, int *verdict)
 {
-	struct nat_packet n;
+	struct nat_work *work = nat_work_of_cpu();
 	struct nat *answers;
-	struct nat_tuple to;
 	bool tunneled;
 
-	if (!nat_parse(skb, p, &n))
+	if (!work || !nat_parse(skb, p, &work->packet))
 		return false;
-	answers = bpf_map_lookup_elem(&nat, &n.tuple);
+	answers = bpf_map_lookup_elem(&nat, &work->packet.tuple);
 	if (!answers)
 		return false;
-	nat_touch(answers, &n, false);
+	nat_touch(answers, &work->packet, false);
 	tunneled = answers->state & NAT_TUNNELED;
-	to = answers->to;
-	if (!nat_translate(skb, p, &n, &to))
+	work->to = answers->to;
+	if (nat_translate(skb, &work->packet, &work->to))
 		*verdict = drop(skb, DROP_MALFORMED, direction);
 	else if (tunneled)
-		*verdict = nat_answer_pod(skb, p, direction);
+		*verdict = nat_answer_pod(skb, p, &work->to.dst, direction);
 	else if (!packet_hop(skb, p))
 		*verdict = drop(skb, DROP_TTL_EXPIRED, direction);
 	else
@@ -61,18 +61,17 @@ static __always_inline bool nat_answer(struct __sk_buff *skb, struct packet *p, 
 }
 
 /* Translates a packet if it is an answer that this node itself has sent, which the stack has routed already. Returns false if it could not be. */
-static __always_inline bool nat_own_answer(struct __sk_buff *skb, struct packet *p)
+static __always_inline bool nat_own_answer(struct __sk_buff *skb, const struct packet *p)
 {
-	struct nat_packet n;
-	struct nat_tuple to;
+	struct nat_work *work = nat_work_of_cpu();
 	struct nat *answers;
 
-	if (!ip_addr_is(&p->src, &node_address) || !nat_parse(skb, p, &n))
+	if (!work || !ip_addr_is(&p->src, &node_address) || !nat_parse(skb, p, &work->packet))
 		return true;
-	answers = bpf_map_lookup_elem(&nat, &n.tuple);
+	answers = bpf_map_lookup_elem(&nat, &work->packet.tuple);
 	if (!answers)
 		return true;
-	nat_touch(answers, &n, false);
-	to = answers->to;
-	return nat_translate(skb, p, &n, &to);
+	nat_touch(answers, &work->packet, false);
+	work->to = answers->to;
+	return !nat_translate(skb, &work->packet, &work->to);
 }
