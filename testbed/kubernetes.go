@@ -135,7 +135,8 @@ func (b *Bed) partCommand(c *ClusterState, part string) []string {
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
 			"--service-account-issuer=https://kubernetes.default.svc."+clusterDomain,
 			"--service-account-key-file="+cert(serviceAccountCert)+".crt", "--service-account-signing-key-file="+cert(serviceAccountCert)+".key",
-			"--service-cluster-ip-range="+joined(c.serviceCIDRs()),
+			// Webhooks and extension API servers are asked at their pods: services' addresses mean nothing on this machine, which is no node.
+			"--service-cluster-ip-range="+joined(c.serviceCIDRs()), "--enable-aggregator-routing",
 			"--kubelet-certificate-authority="+cert(kubernetesCA)+".crt", "--kubelet-preferred-address-types=InternalIP",
 			"--kubelet-client-certificate="+cert(kubeletClientCert)+".crt", "--kubelet-client-key="+cert(kubeletClientCert)+".key",
 			"--requestheader-client-ca-file="+cert(frontProxyCA)+".crt", "--requestheader-allowed-names="+frontProxyCert,

@@ -29,12 +29,14 @@ type image struct {
 	// Command and Args are the image's ENTRYPOINT and CMD.
 	Command []string `json:"command,omitempty"`
 	Args    []string `json:"args,omitempty"`
+	// Env is the image's environment.
+	Env map[string]string `json:"env,omitempty"`
 }
 
 // images of the bed, of which the first that matches counts.
 func (b *Bed) images() []image {
 	program := func(name string) []string { return []string{filepath.Join(b.binDir(), name)} }
-	return []image{
+	images := []image{
 		{Image: "*pause*", Command: program("agnhost"), Args: []string{"pause"}},
 		{Image: "*agnhost*", Command: program("agnhost"), Args: []string{"pause"}},
 		{Image: "*coredns*", Command: program("coredns")},
@@ -46,6 +48,11 @@ func (b *Bed) images() []image {
 		{Image: "*debian*", Args: []string{"bash"}},
 		{Image: "*curl*", Args: []string{"curl"}},
 	}
+	for i := range images {
+		// The bed's programs are found in containers as on nodes.
+		images[i].Env = map[string]string{"PATH": b.binDir() + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	}
+	return images
 }
 
 // writeImages writes the table of images, which all kubelets read.
