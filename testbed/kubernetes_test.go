@@ -123,7 +123,9 @@ func (k *kube) state() *State {
 
 func TestKubernetesNodes(t *testing.T) {
 	k := kubernetesBed(t)
-	var version struct{ ClientVersion, ServerVersion struct{ GitVersion, Major, Minor string } }
+	var version struct {
+		ClientVersion, ServerVersion struct{ GitVersion, Major, Minor string }
+	}
 	if err := json.Unmarshal([]byte(k.kubectl("version", "-o", "json")), &version); err != nil {
 		t.Fatal(err)
 	}
