@@ -39,6 +39,9 @@ func forward(ctx context.Context, ln net.Listener, dial func(context.Context) (n
 	for {
 		in, err := ln.Accept()
 		if ctx.Err() != nil {
+			if err == nil {
+				in.Close()
+			}
 			return nil
 		}
 		if errors.Is(err, net.ErrClosed) {
