@@ -80,7 +80,7 @@ func findKubernetesSource(dir string) (string, error) {
 			return filepath.Join(d, kubernetesModule), nil
 		}
 		if d == filepath.Dir(d) {
-			return "", fmt.Errorf("Kubernetes is built from Causeway's source, and %s is in no checkout of it: run this in one, or name a program that was built already with --kubernetes-program", dir)
+			return "", fmt.Errorf("building Kubernetes takes Causeway's source, and %s is in no checkout of it: run this in one, or name a program that was built already with --kubernetes-program", dir)
 		}
 	}
 }

@@ -114,13 +114,13 @@ func (b *Bed) startKubelet(ctx context.Context, s *State, c *ClusterState, n *No
 }
 
 // waitKubernetes waits until every node of a cluster is ready and its DNS answers.
-func (b *Bed) waitKubernetes(ctx context.Context, s *State, c *ClusterState) error {
+func (b *Bed) waitKubernetes(ctx context.Context, _ *State, c *ClusterState) error {
 	client, err := b.kubernetesHTTP(c)
 	if err != nil {
 		return err
 	}
 	defer client.CloseIdleConnections()
-	s, err = b.readState()
+	s, err := b.readState()
 	if err != nil {
 		return err
 	}

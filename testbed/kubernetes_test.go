@@ -116,11 +116,6 @@ func (k *kube) apply(cluster, manifest string) {
 	})
 }
 
-func (k *kube) state() *State {
-	k.Helper()
-	return mustState(k.T, k.bed)
-}
-
 func TestKubernetesNodes(t *testing.T) {
 	k := kubernetesBed(t)
 	var version struct {

@@ -31,7 +31,7 @@ func TestTestbedRefusesWithAReason(t *testing.T) {
 		{"testbed pod run east/node1 web --labels app -- ls", exitNotAsked, "KEY=VALUE"},
 		{"testbed pod delete web", exitNotAsked, "like east/web"},
 		{"testbed kill agent east", exitNotAsked, "like east/node1"},
-		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore, node, cluster, wireguard or proxy"},
+		{"testbed kill pod east/web", exitNotAsked, "agent, kvstore, node, cluster, wireguard, proxy, kubelet, apiserver, controller-manager or scheduler"},
 		{"testbed kill cluster west/node1", exitNotAsked, "name the cluster"},
 		{"testbed kill wireguard west", exitNotAsked, "like east/node1"},
 		{"testbed kill kvstore", exitNotAsked, "say what and where"},
