@@ -488,26 +488,30 @@ func TestTerminals(tt *testing.T) {
 	t := newTest(tt)
 	id := t.run("c", `echo ready; stty size; exec sh`, func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true })
 	t.logged("c", "ready")
-	for name, start := range map[string]func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error{
-		"exec": func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
+	// In this order: the one that attaches ends the container.
+	for _, c := range []struct {
+		name  string
+		start func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error
+	}{
+		{"exec", func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
 			return streams{t.Runtime}.Exec(t.Context(), id, []string{"sh"}, in, out, nil, true, sizes)
-		},
-		"attach": func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
+		}},
+		{"attach", func(in io.Reader, out io.WriteCloser, sizes <-chan remotecommand.TerminalSize) error {
 			return streams{t.Runtime}.Attach(t.Context(), id, in, out, nil, true, sizes)
-		},
+		}},
 	} {
 		in, keys := io.Pipe()
 		show := &screen{}
 		sizes := make(chan remotecommand.TerminalSize)
 		done := make(chan error, 1)
-		go func() { done <- start(in, show, sizes) }()
-		if name == "exec" {
+		go func() { done <- c.start(in, show, sizes) }()
+		if c.name == "exec" {
 			show.shows(tt, "# ") // a prompt, which is no whole line
 		}
 		sizes <- remotecommand.TerminalSize{Height: 37, Width: 91}
 		fmt.Fprintln(keys, "until [ \"$(stty size)\" = '37 91' ]; do :; done; echo seen-$((6 * 7))")
 		show.shows(tt, "seen-42")
-		if name == "attach" {
+		if c.name == "attach" {
 			fmt.Fprintln(keys, "exit 0")
 			if err := <-done; err != nil {
 				t.Errorf("attach ended with %v", err)
