@@ -86,7 +86,7 @@ func TestNothingIsStaleUntilKubernetesIsRead(t *testing.T) {
 	a := &agent{
 		cfg: cfg, log: slog.New(slog.DiscardHandler), tables: tables, refusals: clustermesh.NewRefusals(), synced: map[identity.ClusterID]bool{},
 		life: &life{complete: make(chan struct{}, 1)}, tunnels: newTunnels(tables, newTestEncryption(tables, newFakeWireGuard(0))),
-		channels: &channels{own: &channel{cluster: "east", id: 1}},
+		channels: &channels{own: &channel{cluster: "east", id: 1}}, pods: &endpoints{},
 	}
 	var err error
 	a.local, err = clustermesh.NewLocal(clustermesh.LocalConfig{
