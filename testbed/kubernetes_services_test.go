@@ -52,7 +52,8 @@ type serviceAsk struct {
 	// url may have {ip} and {ip6}, the service's cluster IPs in east; {port}, its first port's node port; {health}, its health check node port; {node1} and {node2},
 	// addresses of nodes. What begins with "udp:" is asked by datagrams.
 	url string
-	// want is who answers, all of them and nobody else: "both" of east's servers, "west", which are those there, "all" four, one by name, "none" if nobody does.
+	// want is who answers, all of them and nobody else: "both" of east's servers, "west", which are those there, "all" four, one by name; "refused" if nobody does and
+	// the client is told at once, "none" if it is not told.
 	want string
 	// one of them answers always.
 	one bool
@@ -84,7 +85,7 @@ var servicesCases = []struct {
 }{
 	{name: "cluster-ip", spec: web, asks: []serviceAsk{{from: "pod1", url: named, want: "both"}, {from: "pod2", url: "http://cluster-ip/hostname", want: "both"}, {from: "node1", url: named, want: "both"},
 		{from: "pod1", url: "http://{ip}:81/hostname", want: "none"}}},
-	{name: "without-backends", spec: "selector: {app: nobody}, ports: [{port: 80}]", asks: []serviceAsk{{from: "pod1", url: named, want: "none"}, {from: "node1", url: named, want: "none"}}},
+	{name: "without-backends", spec: "selector: {app: nobody}, ports: [{port: 80}]", asks: []serviceAsk{{from: "pod1", url: named, want: "refused"}, {from: "node1", url: named, want: "refused"}}},
 	{name: "headless", spec: "clusterIP: None, " + web, asks: []serviceAsk{{from: "pod1", url: "http://headless:8080/hostname", want: "both", one: true}}},
 	{name: "node-port", spec: "type: NodePort, " + web, asks: []serviceAsk{
 		{from: "outside", url: "http://{node1}:{port}/hostname", want: "both"}, {from: "outside", url: "http://{node2}:{port}/hostname", want: "both"},
@@ -93,18 +94,18 @@ var servicesCases = []struct {
 	{name: "load-balancer", spec: "type: LoadBalancer, " + web, ingress: "203.0.113.10", asks: []serviceAsk{
 		{from: "outside", url: "http://203.0.113.10/hostname", want: "both"}, {from: "pod1", url: "http://203.0.113.10/hostname", want: "both"}}},
 	{name: "source-ranges", spec: "type: LoadBalancer, loadBalancerSourceRanges: [192.0.2.0/24], " + web, ingress: "203.0.113.11",
-		asks:  []serviceAsk{{from: "outside", url: "http://203.0.113.11/hostname", want: "none"}, {from: "outside", url: "http://{node1}:{port}/hostname", want: "both"}},
+		asks:  []serviceAsk{{from: "outside", url: "http://{node1}:{port}/hostname", want: "both"}, {from: "outside", url: "http://203.0.113.11/hostname", want: "none"}},
 		event: "Unsupported: the load balancer's addresses 203.0.113.11 are not served"},
 	{name: "external-ips", spec: "externalIPs: [203.0.113.12], " + web, asks: []serviceAsk{
 		{from: "outside", url: "http://203.0.113.12/hostname", want: "both"}, {from: "pod2", url: "http://203.0.113.12/hostname", want: "both"}}},
 	{name: "external-name", spec: "type: ExternalName, externalName: cluster-ip.services-test.svc.cluster.local", asks: []serviceAsk{{from: "pod1", url: "http://external-name/hostname", want: "both"}}},
 	{name: "external-policy", spec: "type: LoadBalancer, externalTrafficPolicy: Local, " + onOne, ingress: "203.0.113.13", asks: []serviceAsk{
-		{from: "outside", url: "http://{node1}:{port}/hostname", want: "east-node1"}, {from: "outside", url: "http://{node2}:{port}/hostname", want: "none"},
+		{from: "outside", url: "http://{node1}:{port}/hostname", want: "east-node1"}, {from: "outside", url: "http://{node2}:{port}/hostname", want: "refused"},
 		{from: "outside", url: "http://203.0.113.13/hostname", want: "east-node1"}, {from: "node2", url: "http://{node2}:{port}/hostname", want: "east-node1"},
-		{from: "pod2", url: "http://{node2}:{port}/hostname", want: "east-node1"}, {from: "node1", url: "http://{node2}:{port}/hostname", want: "none"}, {from: "pod2", url: named, want: "east-node1"},
+		{from: "pod2", url: "http://{node2}:{port}/hostname", want: "east-node1"}, {from: "node1", url: "http://{node2}:{port}/hostname", want: "refused"}, {from: "pod2", url: named, want: "east-node1"},
 		{from: "outside", url: "http://{node1}:{health}/", want: "localEndpoints 1"}, {from: "outside", url: "http://{node2}:{health}/", want: "localEndpoints 0"}}},
 	{name: "internal-policy", spec: "type: NodePort, internalTrafficPolicy: Local, " + onOne, asks: []serviceAsk{
-		{from: "pod1", url: named, want: "east-node1"}, {from: "pod2", url: named, want: "none"}, {from: "node2", url: named, want: "none"},
+		{from: "pod1", url: named, want: "east-node1"}, {from: "pod2", url: named, want: "refused"}, {from: "node2", url: named, want: "refused"},
 		{from: "outside", url: "http://{node2}:{port}/hostname", want: "east-node1"}}},
 	{name: "session-affinity", spec: "type: NodePort, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}, " + web, asks: []serviceAsk{
 		{from: "pod1", url: named, want: "both", one: true}, {from: "node2", url: named, want: "both", one: true},
@@ -118,7 +119,7 @@ var servicesCases = []struct {
 	{name: "dual-stack", spec: "ipFamilyPolicy: RequireDualStack, " + web, annotations: global, west: global, asks: []serviceAsk{
 		{from: "pod1", url: named, want: "all"}, {from: "pod2", url: "http://[{ip6}]/hostname", want: "all"}}},
 	{name: "ipv6", spec: "ipFamilies: [IPv6], " + web, asks: []serviceAsk{{from: "pod1", url: "http://ipv6/hostname", want: "both"}}},
-	{name: "not-ready", spec: "selector: {app: unready}, ports: [{port: 80, targetPort: 8080}]", asks: []serviceAsk{{from: "pod1", url: named, want: "none"}}},
+	{name: "not-ready", spec: "selector: {app: unready}, ports: [{port: 80, targetPort: 8080}]", asks: []serviceAsk{{from: "pod1", url: named, want: "refused"}}},
 	{name: "publish-not-ready", spec: "publishNotReadyAddresses: true, selector: {app: unready}, ports: [{port: 80, targetPort: 8080}]", asks: []serviceAsk{
 		{from: "pod1", url: named, want: "east-unready"}, {from: "node1", url: named, want: "east-unready"}}},
 	{name: "own-slice", spec: "ports: [{port: 80}]", more: ownSlice("own-slice", "{ready: false}", "{ready: true}"), asks: []serviceAsk{{from: "pod1", url: named, want: "east-node2"}}},
@@ -219,13 +220,13 @@ func TestKubernetesServices(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			k := &kube{T: t, bed: k.bed}
 			i := slices.IndexFunc(list.Items, func(s serviceOfCase) bool { return s.Metadata.Name == tc.name })
+			if tc.event != "" { // first, as it says that Causeway has seen all of the Service
+				k.hasEvent(tc.name, tc.event)
+			}
 			replacer := list.Items[i].replacer()
 			for _, a := range tc.asks {
 				a.url = replacer.Replace(a.url)
 				k.answered(a)
-			}
-			if tc.event != "" {
-				k.hasEvent(tc.name, tc.event)
 			}
 		})
 	}
@@ -321,11 +322,11 @@ func (k *kube) answers(ctx context.Context, a serviceAsk) []string {
 	k.Helper()
 	argv := []string{"bash", "-c", askByUDP, strings.TrimPrefix(a.url, "udp:")}
 	if !strings.HasPrefix(a.url, "udp:") {
-		argv = []string{"curl", "-s", "--connect-timeout", "1", "-m", "2", "-w", ";"}
+		argv = []string{"curl", "-s", "--connect-timeout", "1", "-m", "2", "-w", " %{exitcode};"}
 		if !a.kept {
 			argv = append(argv, "-H", "Connection: close")
 		}
-		if a.want != "none" {
+		if a.want != "none" && a.want != "refused" {
 			a.url += fmt.Sprintf("?[1-%d]", askedAtOnce)
 		}
 		argv = append(argv, a.url)
@@ -351,8 +352,10 @@ func (k *kube) answers(ctx context.Context, a serviceAsk) []string {
 	}
 	answers := strings.Split(strings.TrimSuffix(strings.TrimSpace(out), ";"), ";")
 	for i, answer := range answers {
-		answers[i] = strings.TrimSpace(answer)
-		if answers[i] == "" {
+		switch answers[i] = strings.TrimSuffix(strings.TrimSpace(answer), " 0"); answers[i] {
+		case "7": // curl's exit codes
+			answers[i] = "refused"
+		case "28", "":
 			answers[i] = "none"
 		}
 		if _, endpoints, ok := strings.Cut(answer, `"localEndpoints":`); ok {
