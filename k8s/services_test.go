@@ -3,13 +3,16 @@ package k8s
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/statedb"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
@@ -128,6 +131,22 @@ func manyPorts(n int) (ports []corev1.ServicePort) {
 		ports = append(ports, corev1.ServicePort{Name: fmt.Sprintf("p%d", i), Port: int32(1000 + i)})
 	}
 	return ports
+}
+
+// TestEveryFieldIsDocumented: docs/services.md says of each field of a Service what comes of it.
+func TestEveryFieldIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../docs/services.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for prefix, of := range map[string]reflect.Type{"": reflect.TypeFor[corev1.ServiceSpec](), "ports.": reflect.TypeFor[corev1.ServicePort](), "conditions.": reflect.TypeFor[discoveryv1.EndpointConditions]()} {
+		for i := range of.NumField() {
+			field, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			if says := regexp.MustCompile("`" + regexp.QuoteMeta(prefix+field) + "[`:]"); !says.Match(doc) {
+				t.Errorf("docs/services.md has no line on %s%s", prefix, field)
+			}
+		}
+	}
 }
 
 func testServices(t *testing.T, h *harness) {

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -45,5 +46,20 @@ func TestParseAnnotations(t *testing.T) {
 				t.Errorf("got %+v, %v, want %+v", got, err, test.want)
 			}
 		})
+	}
+}
+
+// TestEveryAnnotationIsDocumented: docs/services.md says of each annotation what comes of it.
+func TestEveryAnnotationIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../docs/services.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, prefix := range annotationPrefixes {
+		for _, name := range knownAnnotations(prefix) {
+			if !strings.Contains(string(doc), "`"+prefix+name+"`") {
+				t.Errorf("docs/services.md has no line on %s%s", prefix, name)
+			}
+		}
 	}
 }
