@@ -309,7 +309,7 @@ func (b *Bed) restartAgent(ctx context.Context, s *State, cluster, node string) 
 			stores++
 		}
 	}
-	if stores < len(now.Clusters) || now.faulty() || now.missing(cluster, node) {
+	if stores < len(now.Clusters) || now.faulty() || now.missing(cluster, node) || now.withoutAPIServer(cluster) {
 		return b.waitAgentAnswers(ctx, cluster, node, p)
 	}
 	return b.waitAgent(ctx, cluster, node, p, 1) // its own; which clusters it is joined with is not the bed's to know
@@ -330,6 +330,12 @@ func (s *State) missing(cluster, node string) bool {
 		}
 	}
 	return false
+}
+
+// withoutAPIServer tells whether the API server that a cluster's agents complain about does not run.
+func (s *State) withoutAPIServer(cluster string) bool {
+	c, err := s.cluster(cluster)
+	return err == nil && c.Kubernetes != nil && !c.Kubernetes.Processes[partAPIServer].alive()
 }
 
 // startNode brings a node back: its pods' commands before its link, so that no connection finds a pod without its server.

@@ -88,7 +88,8 @@ func (k *kube) kubectl(args ...string) string {
 // try is kubectl that may fail, with a text as its input.
 func (k *kube) try(input string, args ...string) (string, error) {
 	k.Helper()
-	cmd := exec.CommandContext(k.Context(), filepath.Join(k.bed.BinDir(), "kubectl"), args...)
+	// Also when the test is over, and cleans up.
+	cmd := exec.CommandContext(context.WithoutCancel(k.Context()), filepath.Join(k.bed.BinDir(), "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+k.bed.Kubeconfig(), "HOME="+k.TempDir())
 	cmd.Stdin = strings.NewReader(input)
 	var out, problems bytes.Buffer
