@@ -16,9 +16,18 @@ func (a *agent) setupExporter() {
 	}
 	a.exporter = clustermesh.NewExporter(clustermesh.ExporterConfig{
 		Cluster: a.cfg.info(), Node: a.cfg.Node.Name, Store: a.own().store, Tables: a.tables, Synced: a.kubernetes.Synced(), Log: a.log,
-		Tell: func(n clustermesh.News) { a.life.tell(n) },
+		Tell:      func(n clustermesh.News) { a.life.tell(n) },
+		Meanwhile: a.leading,
 	})
 	a.problems = append(a.problems, func() []string { return exporterProblems(a.exporter.State()) })
+}
+
+// leading is what one agent of a cluster does besides publishing, until ctx ends.
+func (a *agent) leading(ctx context.Context) {
+	f := &findings{tables: a.tables, view: a.balancer.view, tell: a.kubernetes.Event, grace: findingGrace}
+	if err := f.Run(ctx); err != nil {
+		a.log.Error("nobody is told what is wrong with services across clusters", "error", err)
+	}
 }
 
 // export runs it.
