@@ -84,6 +84,8 @@ type agent struct {
 	signingKey ed25519.PrivateKey
 	// ringChanged gets a token when the gossip keys were changed on this node.
 	ringChanged chan struct{}
+	// settledChanged gets a token when settled may say something else of a cluster; nil without Kubernetes.
+	settledChanged chan struct{}
 	// wireGuardStatus reads this node's WireGuard back; nil if it does not encrypt.
 	wireGuardStatus func() (tunnel.WireGuardStatus, error)
 

@@ -107,6 +107,13 @@ func (c *channels) follows(id identity.ClusterID) (yes, not bool) {
 	return false, c.known
 }
 
+// noPeer tells whether a cluster surely is not followed.
+func (c *channels) noPeer(cluster string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known && c.peers[cluster] == nil && c.own.cluster != cluster
+}
+
 func (c *channels) put(p *channel) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"causeway/identity"
@@ -213,7 +214,14 @@ func (e *Exporter) campaign(ctx context.Context) (held *kvstore.Held, term uint6
 func (e *Exporter) serve(ctx context.Context, held *kvstore.Held, term uint64, elections <-chan kvstore.Batch) error {
 	e.setState(ExporterState{Leader: e.Node, Self: true, Since: e.election.leader.Since})
 	e.Log.Info("this agent publishes the cluster's services", "term", term)
+	leading, end := context.WithCancel(ctx)
+	var besides sync.WaitGroup
+	if e.Meanwhile != nil {
+		besides.Go(func() { e.Meanwhile(leading) })
+	}
 	err := e.lead(ctx, held, term, elections)
+	end()
+	besides.Wait()
 	e.setState(ExporterState{})
 	e.Log.Info("this agent publishes the cluster's services no more", "reason", err)
 	if e.election.leader.revision == held.Revision {

@@ -26,7 +26,9 @@ type ExporterConfig struct {
 	Synced <-chan struct{}
 	// Tell hands news of slices to gossip while the store does not take them.
 	Tell func(News)
-	Log  *slog.Logger
+	// Meanwhile is called while this agent is who publishes, for what one agent of the cluster does besides, and returns when its context ends; nil for nothing.
+	Meanwhile func(context.Context)
+	Log       *slog.Logger
 }
 
 // Exporter publishes the services and backends of a cluster of Kubernetes that are for other clusters: in the cluster's store, as services and slices that

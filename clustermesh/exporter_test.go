@@ -474,9 +474,16 @@ func TestOneIsElected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newEast(t)
 		agents := map[string]*kube{}
+		var busy sync.Map
 		for i := range 5 {
 			name := fmt.Sprintf("node%d", i+1)
-			k := newKube(t, name, store.Client()).start()
+			k := newKube(t, name, store.Client())
+			k.exporter.Meanwhile = func(ctx context.Context) {
+				busy.Store(name, true)
+				<-ctx.Done()
+				busy.Delete(name)
+			}
+			k.start()
 			k.apply(shop(true, true), shopPod(1, 5, "shop-a"))
 			close(k.synced)
 			agents[name] = k
@@ -484,6 +491,15 @@ func TestOneIsElected(t *testing.T) {
 		for range 4 {
 			soon()
 			first := leaderOf(t, agents)
+			busy.Range(func(name, _ any) bool {
+				if name != first {
+					t.Errorf("%s leads, and %s does what the leader does besides", first, name)
+				}
+				return true
+			})
+			if _, does := busy.Load(first); !does {
+				t.Errorf("%s leads, and does nothing besides", first)
+			}
 			wantPublished(t, store, "with "+first, map[string]string{shopKey: "service", sliceOne: "10.1.1.5@node1"})
 			agents[first].end()
 			delete(agents, first)

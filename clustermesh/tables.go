@@ -10,6 +10,7 @@ package clustermesh
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -209,6 +210,17 @@ func (t *Tables) RoutesOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Route] {
 // TargetsOf lists the targets of a service.
 func (t *Tables) TargetsOf(txn statedb.ReadTxn, name lb.Name) []*Row[lb.Target] {
 	return rows(t.Targets.List(txn, t.targetsByService.Query(name.String())))
+}
+
+// EachTargetOf goes over the targets of a service, as far as it is asked to.
+func (t *Tables) EachTargetOf(txn statedb.ReadTxn, name lb.Name) iter.Seq[lb.Target] {
+	return func(yield func(lb.Target) bool) {
+		for row := range t.Targets.List(txn, t.targetsByService.Query(name.String())) {
+			if !yield(row.Object) {
+				return
+			}
+		}
+	}
 }
 
 // TargetsOfBackend lists the targets that stem from one backend.

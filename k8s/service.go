@@ -23,6 +23,11 @@ const (
 	ReasonNotGlobal = "NotGlobal"
 	// ReasonUnsupported: a part of the Service has no effect.
 	ReasonUnsupported = "Unsupported"
+	// ReasonNoHealthyBackend: no cluster has a backend for the global Service; ReasonHealthyBackend: one has again.
+	ReasonNoHealthyBackend = "NoHealthyBackend"
+	ReasonHealthyBackend   = "HealthyBackend"
+	// ReasonConflict: what clusters declare of the global Service contradicts each other.
+	ReasonConflict = "ConflictBetweenClusters"
 )
 
 // remark is what of a Service could not be honoured.

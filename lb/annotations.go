@@ -14,6 +14,7 @@ const (
 	AnnotationAffinity    = "service.cilium.io/affinity"
 	AnnotationL7          = "service.cilium.io/lb-l7"
 	AnnotationL7Algorithm = "service.cilium.io/lb-l7-algorithm"
+	AnnotationSyncSlices  = "service.cilium.io/global-sync-endpoint-slices"
 )
 
 // annotationValues lists the known keys with the values that each may have.
@@ -21,6 +22,7 @@ var annotationValues = map[string][]string{
 	AnnotationGlobal:      {"true", "false"},
 	AnnotationShared:      {"true", "false"},
 	AnnotationAffinity:    {string(AffinityNone), string(AffinityLocal), string(AffinityRemote), string(AffinityNearest)},
+	AnnotationSyncSlices:  {"true", "false"},
 	AnnotationL7:          {"enabled", "disabled"},
 	AnnotationL7Algorithm: {string(RoundRobin), string(LeastRequest), string(Random)},
 }
@@ -56,6 +58,9 @@ func ParseAnnotations(annotations map[string]string) (Options, error) {
 	}
 	options := Options{Affinity: AffinityNone}
 	options.Global = annotations[AnnotationGlobal] == "true"
+	if annotations[AnnotationSyncSlices] == "true" && !options.Global {
+		return Options{}, fmt.Errorf("annotation %s: true is allowed with %s: true only: the endpoints are those of the same service in other clusters", AnnotationSyncSlices, AnnotationGlobal)
+	}
 	options.Shared = options.Global && annotations[AnnotationShared] != "false"
 	if affinity, ok := annotations[AnnotationAffinity]; ok {
 		options.Affinity = Affinity(affinity)

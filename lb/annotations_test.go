@@ -24,13 +24,18 @@ func TestParseAnnotations(t *testing.T) {
 		{name: "L7 off", annotations: map[string]string{AnnotationL7: "disabled", AnnotationL7Algorithm: "least_request"}, want: Options{Affinity: AffinityNone}},
 		{name: "L7", annotations: map[string]string{AnnotationL7: "enabled"}, want: Options{Affinity: AffinityNone, L7: true, Route: DefaultL7Options()}},
 
+		{name: "mirrored", annotations: map[string]string{AnnotationGlobal: "true", AnnotationSyncSlices: "true"}, want: Options{Global: true, Shared: true, Affinity: AffinityNone}},
+		{name: "not mirrored", annotations: map[string]string{AnnotationSyncSlices: "false"}, want: Options{Affinity: AffinityNone}},
+
+		{name: "mirrored without global", annotations: map[string]string{AnnotationSyncSlices: "true"}, err: "global-sync-endpoint-slices: true is allowed with service.cilium.io/global: true only"},
+		{name: "mirrored value", annotations: map[string]string{AnnotationGlobal: "true", AnnotationSyncSlices: "yes"}, err: `has the value "yes", allowed are true, false`},
 		{name: "L7 value", annotations: map[string]string{AnnotationL7: "true"}, err: `has the value "true", allowed are enabled, disabled`},
 		{name: "algorithm", annotations: map[string]string{AnnotationL7Algorithm: "fastest"}, err: "round_robin, least_request, random"},
 		{name: "affinity value", annotations: map[string]string{AnnotationAffinity: "nearest"}, err: `service.cilium.io/affinity has the value "nearest", which is allowed with service.cilium.io/lb-l7: enabled only`},
 		{name: "affinity empty", annotations: map[string]string{AnnotationAffinity: ""}, err: "allowed are none, local, remote, nearest"},
 		{name: "boolean", annotations: map[string]string{AnnotationGlobal: "yes"}, err: `has the value "yes", allowed are true, false`},
 		{name: "boolean case", annotations: map[string]string{AnnotationGlobal: "True"}, err: "allowed are true, false"},
-		{name: "misspelt", annotations: map[string]string{"service.cilium.io/globl": "true"}, err: "known of service.cilium.io/ are affinity, global, lb-l7, "},
+		{name: "misspelt", annotations: map[string]string{"service.cilium.io/globl": "true"}, err: "known of service.cilium.io/ are affinity, global, global-sync-endpoint-slices, lb-l7, "},
 		{name: "ours", annotations: map[string]string{"causeway.io/weight": "3"}, err: `"causeway.io/weight" is not known`},
 		{name: "former", annotations: map[string]string{"io.cilium/global-service": "true"}, err: "write that"},
 	} {

@@ -135,12 +135,7 @@ func (p ServicePort) key() string {
 // declaration has nothing to connect to. Refused are remote IPs that guard objects to (nil objects to none), unless the local declaration has the
 // same IP, and numbers that the service itself uses twice. Several services may still claim the same frontend: Elect decides.
 func Frontends(view ServiceView, guard Guard) ([]Frontend, []Refusal) {
-	var declared []*Service
-	for i := range view.Declared {
-		if view.merged(&view.Declared[i]) {
-			declared = append(declared, &view.Declared[i])
-		}
-	}
+	declared := view.takingPart()
 	slices.SortFunc(declared, func(a, b *Service) int {
 		return compareOwners(view.Self, a.ClusterID, a.Cluster, b.ClusterID, b.Cluster)
 	})

@@ -14,6 +14,8 @@ func AgentRules() []rbacv1.PolicyRule {
 		// the CNI plugin's requests a pod that the watch has not shown yet, resolver.go the store's pods.
 		{APIGroups: []string{""}, Resources: []string{"services", "namespaces", "pods", "nodes"}, Verbs: read},
 		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
+		// Source.Mirror, of the one agent that publishes: other clusters' endpoints of global services, "patch" being how they are applied on the server's side.
+		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"create", "patch", "delete"}},
 		// What is wrong with a Service is told on the Service itself. "patch" counts one up that is there.
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 		// No Leases: which agent publishes for the cluster is decided by its own store, which works without the API server. No Secrets: an agent has its certificate
