@@ -213,7 +213,7 @@ type kernels struct {
 func (k *kube) kernels() *kernels {
 	k.Helper()
 	all := &kernels{maps: map[identity.NodeName]*datapath.Maps{}}
-	for _, c := range k.state().Clusters {
+	for _, c := range mustState(k.T, k.bed).Clusters {
 		for _, n := range c.Nodes {
 			name := identity.NodeName{Cluster: c.Name, Node: n.Name}
 			m, err := datapath.OpenMaps(k.bed.PinDir(c.Name, n.Name))
