@@ -251,7 +251,7 @@ type kubeAPI struct {
 
 func (k *kube) api(cluster string) *kubeAPI {
 	k.Helper()
-	c, err := k.state().cluster(cluster)
+	c, err := mustState(k.T, k.bed).cluster(cluster)
 	if err != nil {
 		k.Fatal(err)
 	}
