@@ -39,7 +39,7 @@ spec:
       terminationGracePeriodSeconds: 10
       containers:
       - name: web
-        image: registry.k8s.io/e2e-test-images/agnhost:2.53
+        image: e2e-test-images/agnhost:2.53
         args: [netexec]
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
         lifecycle: {preStop: {sleep: {seconds: DRAIN}}}
@@ -59,7 +59,7 @@ kind: Pod
 metadata: {name: client, namespace: NAMESPACE}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: client, image: "registry.k8s.io/e2e-test-images/agnhost:2.53"}]
+  containers: [{name: client, image: "e2e-test-images/agnhost:2.53"}]
 `
 
 // kubeMesh is a namespace of its own in both clusters, with the service shop and a client.

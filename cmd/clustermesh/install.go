@@ -66,7 +66,7 @@ Exit codes:
   130  interrupted`,
 		Example: `  clustermesh install --context east
   clustermesh install --context east --cluster-name east --cluster-id 1 --image registry.example.com/causeway/clustermesh:v1
-  clustermesh install --context east --mode chained --etcd-members 1
+  clustermesh install --context east --etcd-members 1
   clustermesh install --context east --dry-run                        what would become of each object
   clustermesh install --context east --dry-run -o yaml >causeway.yaml`,
 		Args: cobra.NoArgs,
@@ -100,7 +100,7 @@ func (i *installFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&i.o.ClusterName, "cluster-name", "", "the cluster's `NAME` in the mesh (default: that of --context)")
 	flags.Uint8Var(&i.id, "cluster-id", 0, "the cluster's `ID` in the mesh, 1 to 255 (default: one that is free)")
 	flags.StringVar(&i.o.Image, "image", "", "the `IMAGE` of agents and store (default: "+defaultImage()+")")
-	flags.StringVar(&i.o.Mode, "mode", install.ModeCNI, "cni: pods have their network from Causeway; chained: from another CNI plugin")
+	flags.StringVar(&i.o.Mode, "mode", install.ModeCNI, "cni: pods have their network from Causeway; chained, from another CNI plugin, is not available yet")
 	flags.StringSliceVar(&i.podCIDRs, "pod-cidr", nil, "the cluster's pod `RANGES`, if the cluster does not say them")
 	flags.StringSliceVar(&i.serviceCIDRs, "service-cidr", nil, "the cluster's service `RANGES`, if the cluster does not say them")
 	flags.StringVar(&i.o.APIServer, "api-server", "", "`host:port` at which nodes reach the API server (default: the kubeconfig's, with --mode cni)")
@@ -122,6 +122,9 @@ func defaultImage() string {
 
 // install installs or upgrades.
 func (e *env) install(cmd *cobra.Command, i *installFlags, upgrade bool) error {
+	if i.o.Mode == install.ModeChained {
+		return usageError("--mode %s is not available in this version: the CNI plugin cannot be called after another one yet", install.ModeChained)
+	}
 	c, err := i.kube.open()
 	if err != nil {
 		return err

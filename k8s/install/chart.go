@@ -107,7 +107,7 @@ clusterID: 0
 # Of agents and store.
 image: ` + DefaultImage + `
 
-# cni: pods have their network from Causeway. chained: from another CNI plugin.
+# cni: pods have their network from Causeway. chained, from another CNI plugin, is not available yet.
 mode: ` + ModeCNI + `
 
 # The cluster's ranges (required): what kube-controller-manager has as --cluster-cidr, and kube-apiserver as --service-cluster-ip-range.

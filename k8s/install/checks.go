@@ -84,7 +84,7 @@ func (c *Cluster) checkNetwork(ctx context.Context, o Options) error {
 	}
 	for _, d := range all.Items {
 		if name, ok := networks[d.Name]; ok && o.Mode == ModeCNI && d.Namespace != o.Namespace {
-			return fmt.Errorf("pods of this cluster have their network from %s (DaemonSet %s/%s): pass --mode %s, which leaves it to that", name, d.Namespace, d.Name, ModeChained)
+			return fmt.Errorf("pods of this cluster have their network from %s (DaemonSet %s/%s), which Causeway cannot live beside in this version: install it in a cluster without a CNI plugin", name, d.Namespace, d.Name)
 		}
 	}
 	return nil
