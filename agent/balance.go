@@ -76,6 +76,14 @@ type changes struct {
 	peers    statedb.ChangeIterator[*clustermesh.Row[clustermesh.Peer]]
 }
 
+func (c changes) close() {
+	c.services.Close()
+	c.backends.Close()
+	c.nodes.Close()
+	c.liveness.Close()
+	c.peers.Close()
+}
+
 func (b *balance) changes() (c changes, err error) {
 	t := b.tables
 	txn := t.DB.WriteTxn(t.Services, t.Backends, t.Nodes, t.Liveness, t.Peers)
@@ -105,6 +113,7 @@ func (b *balance) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer c.close()
 	var after []func()
 	dirty := map[lb.Name]struct{}{}
 	for {
