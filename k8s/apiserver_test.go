@@ -38,23 +38,15 @@ type apiServer struct {
 // adminToken is that of a user who may do everything, guestToken of one who may do nothing.
 const adminToken, guestToken = "admin-secret", "guest-secret"
 
-// kubernetesProgram is what runs kube-apiserver: that of the environment, or the module testbed/kubernetes, built once.
+// kubernetesProgram is what runs kube-apiserver: the test-bed's, built once for all who need it.
 var kubernetesProgram = sync.OnceValues(func() (string, error) {
-	if program := os.Getenv("CAUSEWAY_KUBERNETES"); program != "" {
-		return program, nil
-	}
-	cache, err := os.UserCacheDir()
+	build := exec.Command("go", "run", "causeway/cmd/clustermesh", "testbed", "kubernetes", "build")
+	build.Stderr = os.Stderr
+	program, err := build.Output()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("building Kubernetes: %w", err)
 	}
-	program := filepath.Join(cache, "causeway", "k8s-test", "kubernetes")
-	build := exec.Command("go", "build", "-o", program, ".")
-	build.Dir = filepath.Join("..", "testbed", "kubernetes")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building Kubernetes: %w: %s", err, out)
-	}
-	return program, nil
+	return strings.TrimSpace(string(program)), nil
 })
 
 // startAPIServer starts one, which the test ends.

@@ -14,7 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -33,41 +33,16 @@ type controlPlane struct {
 	userToken string
 }
 
-var (
-	buildOnce sync.Once
-	built     string
-	buildErr  error
-)
-
-// kubernetesProgram builds Kubernetes, a module of its own, once for all tests of the package.
+// kubernetesProgram is Kubernetes, of which the test-bed's is taken: it is built once for all who need it.
 func kubernetesProgram(t *testing.T) string {
 	t.Helper()
-	buildOnce.Do(func() {
-		dir, err := os.MkdirTemp("", "causeway-kubernetes")
-		if err != nil {
-			buildErr = err
-			return
-		}
-		built = filepath.Join(dir, "kubernetes")
-		const version = "k8s.io/component-base/version"
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X "+version+".gitVersion=v1.34.10 -X "+version+".gitMajor=1 -X "+version+".gitMinor=34", "-o", built, ".")
-		cmd.Dir = "../../testbed/kubernetes"
-		if out, err := cmd.CombinedOutput(); err != nil {
-			buildErr = fmt.Errorf("%w: %s", err, out)
-		}
-	})
-	if buildErr != nil {
-		t.Fatal("building Kubernetes: ", buildErr)
+	build := exec.Command("go", "run", "causeway/cmd/clustermesh", "testbed", "kubernetes", "build")
+	build.Stderr = os.Stderr
+	program, err := build.Output()
+	if err != nil {
+		t.Fatal("building Kubernetes: ", err)
 	}
-	return built
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if built != "" {
-		os.RemoveAll(filepath.Dir(built))
-	}
-	os.Exit(code)
+	return strings.TrimSpace(string(program))
 }
 
 func startControlPlane(t *testing.T) *controlPlane {
