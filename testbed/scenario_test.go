@@ -58,7 +58,7 @@ func TestScenarioIsStrict(t *testing.T) {
 	for steps, want := range map[string]string{
 		"kil node west/node2":                                        `no step begins with "kil"`,
 		"kill west/node2":                                            "write: kill KIND PLACE",
-		"kill pod west/web":                                          "agent, kvstore, node, cluster, wireguard or proxy",
+		"kill pod west/web":                                          "agent, kvstore, node, cluster, wireguard, proxy, kubelet, apiserver, controller-manager or scheduler",
 		"kill node west":                                             "like east/node1",
 		"kill node west/node3":                                       "node1 to node2",
 		"kill cluster south":                                         "it has east west",
